@@ -1,0 +1,1103 @@
+// edgewise: an epoll toolkit in one header. C++20, Linux, nothing else.
+// SPDX-License-Identifier: MIT
+//
+// It gives you the parts of a single-threaded network server and lets you
+// write the loop. There are no callbacks and no framework: whoever reads your
+// loop sees your program. A complete server that prints what clients say:
+//
+//   #include <cstdio>
+//   #include <map>
+//
+//   #include "edgewise.hpp"
+//   using namespace edgewise;
+//
+//   struct Client {
+//     Fd socket;
+//     LineBuffer lines;
+//   };
+//
+//   int main() {
+//     const Fd listener = listen(*Address::parse("127.0.0.1:8080"));
+//     std::map<Token, Client> clients;
+//     std::uint64_t next = 1;
+//     Poller poller;
+//     poller.add(listener, Token{0}, Interest::readable);
+//     for (;;) {
+//       for (const Event& event : poller.wait()) {
+//         if (event.token() == Token{0}) {
+//           Accepted accepted = accept(listener);
+//           if (!accepted.ok()) continue;
+//           poller.add(accepted.fd, Token{next}, Interest::readable);
+//           clients[Token{next++}].socket = std::move(accepted.fd);
+//           continue;
+//         }
+//         Client& client = clients[event.token()];
+//         const IoResult result = client.lines.fill(client.socket);
+//         while (const auto line = client.lines.next())
+//           std::fwrite(line->data(), 1, line->size(), stdout);
+//         if (!result.ended()) continue;
+//         poller.remove(client.socket);
+//         clients.erase(event.token());
+//       }
+//     }
+//   }
+//
+// Contents: 1 errors and results   2 Fd   3 Poller   4 addresses and sockets
+//           5 reading and writing  6 LineBuffer      7 WriteBuffer
+//
+// Conventions that hold everywhere:
+// - Setting up throws std::system_error, whose text names the call and what it
+//   was about: "listen on 127.0.0.1:8080: Address already in use". Built with
+//   -fno-exceptions, the same line goes to standard error and the program
+//   aborts.
+// - Moving bytes and accepting never throws: would-block and end-of-stream are
+//   results, and a result cannot be ignored by accident.
+// - EINTR never reaches you, and SIGPIPE never kills you.
+// - Every descriptor is made non-blocking and close-on-exec by the system call
+//   that creates it.
+// - Objects of the same type on different threads are independent. One object
+//   belongs to one thread at a time, except where its comment says otherwise.
+#ifndef EDGEWISE_HPP
+#define EDGEWISE_HPP
+
+#define EDGEWISE_VERSION_MAJOR 0
+#define EDGEWISE_VERSION_MINOR 1
+#define EDGEWISE_VERSION_PATCH 0
+
+#if !defined(__linux__)
+  #error "edgewise is a toolkit for epoll, which only Linux has"
+#elif __cplusplus < 202002L
+  #error "edgewise needs C++20: compile with -std=c++20"
+#endif
+
+#include <arpa/inet.h>
+#include <linux/time_types.h>  // __kernel_timespec, epoll_pwait2's timeout
+#include <net/if.h>            // the zone of a link-local IPv6 address
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): POSIX's part
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <climits>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+namespace edgewise::inline v0 {
+
+// ===========================================================================
+// 1  Errors and results
+//
+// Two kinds of failure want two answers. A port that is taken ends the set-up, so it is an
+// exception. A socket with nothing to read is Tuesday, so it is a value that the loop looks at.
+// ===========================================================================
+
+namespace detail {
+
+[[noreturn]] inline void fail(int error, const std::string& what) {
+#ifdef __cpp_exceptions
+  throw std::system_error(error, std::generic_category(), what);
+#else
+  const std::string reason = std::generic_category().message(error);
+  std::fprintf(stderr, "%s: %s\n", what.c_str(), reason.c_str());
+  std::abort();
+#endif
+}
+
+// Repeats a system call that a signal handler has interrupted, and returns what it returned. errno
+// is the call's own.
+template <class Call>
+auto retry_on_eintr(Call call) noexcept {
+  auto result = call();
+  while (result < 0 && errno == EINTR) result = call();
+  return result;
+}
+
+}  // namespace detail
+
+enum class IoStatus : std::uint8_t {
+  ok,             // bytes moved (or there was nothing to move)
+  would_block,    // the kernel has nothing more to give, or no more room
+  end_of_stream,  // the peer sent FIN: it will send nothing more
+  failed,         // the descriptor is of no more use: see error
+};
+
+// What became of an attempt to move bytes. `bytes` counts what was moved before the status came
+// about: a flush that sent 5,000 bytes of 9,000 and found the socket full is {5000, would_block}.
+struct [[nodiscard]] IoResult {
+  std::size_t bytes = 0;
+  IoStatus status = IoStatus::ok;
+  int error = 0;  // an errno value if the status is failed, else 0
+
+  bool ok() const noexcept { return status == IoStatus::ok; }
+  bool would_block() const noexcept { return status == IoStatus::would_block; }
+  bool end_of_stream() const noexcept { return status == IoStatus::end_of_stream; }
+  bool failed() const noexcept { return status == IoStatus::failed; }
+
+  // Nothing more will come: end of stream or failure.
+  bool ended() const noexcept { return end_of_stream() || failed(); }
+};
+
+// ===========================================================================
+// 2  Fd                                                          (chapter 01)
+//
+// In Linux nearly everything that can be waited for is a file descriptor: a small number that
+// stands for something in the kernel and must be closed exactly once. Fd makes that the compiler's
+// business.
+// ===========================================================================
+
+// Owns one descriptor and closes it. Moves, never copies; empty when moved from.
+//
+// Cost: the size of an int; one close(2).
+// Order: take a descriptor out of its Poller before it is closed. The kernel forgets it by itself
+// only when its last duplicate is closed, and until then reports events that nobody can switch off
+// (epoll(7), questions and answers).
+class Fd {
+ public:
+  Fd() noexcept = default;
+  explicit Fd(int descriptor) noexcept : descriptor_(descriptor) {}
+  Fd(Fd&& other) noexcept : descriptor_(other.release()) {}
+  Fd& operator=(Fd&& other) noexcept {
+    if (this != &other) reset(other.release());
+    return *this;
+  }
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+  ~Fd() { reset(); }
+
+  int get() const noexcept { return descriptor_; }
+  explicit operator bool() const noexcept { return descriptor_ >= 0; }
+
+  // Gives the descriptor away; the caller closes it.
+  [[nodiscard]] int release() noexcept { return std::exchange(descriptor_, -1); }
+
+  // Closes the descriptor, if there is one, and owns `next` from now on.
+  void reset(int next = -1) noexcept {
+    // No retry: on Linux the number is free again even if close says EINTR, and may be somebody
+    // else's by the time of a second try. See close(2).
+    if (descriptor_ >= 0) ::close(descriptor_);
+    descriptor_ = next;
+  }
+
+ private:
+  int descriptor_ = -1;
+};
+
+// A descriptor that somebody else owns: to Fd what string_view is to string. Functions below take
+// it, so they accept an Fd as it is and a bare number, such as standard input's, spelled out:
+// FdView{STDIN_FILENO}.
+class FdView {
+ public:
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  FdView(const Fd& owner) noexcept : descriptor_(owner.get()) {}
+  explicit FdView(int descriptor) noexcept : descriptor_(descriptor) {}
+
+  int get() const noexcept { return descriptor_; }
+
+ private:
+  int descriptor_;
+};
+
+// ===========================================================================
+// 3  Poller                                           (chapters 01, 02 and 03)
+//
+// epoll(7) is a set of descriptors inside the kernel. You say once what you want to know of each
+// (your interest) and give it a token; then you ask again and again which of them are ready. An
+// answer costs time for the ready ones only, however many are idle. That is the whole secret of ten
+// thousand clients on one thread.
+// ===========================================================================
+
+// Who is ready: 64 bits of your choice, handed back with every event. All values are yours. Never
+// give a client a number that a former one had while events of that one may still be on their way;
+// counting up is the simplest way.
+enum class Token : std::uint64_t {};
+
+// What you want to be told of a descriptor. Combine with |. Errors and hang-ups are reported
+// whatever the interest, none included: the kernel insists.
+enum class Interest : std::uint32_t {
+  none = 0,
+  readable = EPOLLIN | EPOLLRDHUP,  // there is something to read, or an end
+  writable = EPOLLOUT,              // there is room to write
+  priority = EPOLLPRI,              // urgent data (TCP), or a state change
+};
+
+// When you are told. Combine with |; exclusive goes with neither oneshot nor Interest::priority,
+// and only add takes it.
+enum class Mode : std::uint32_t {
+  level = 0,                   // at each wait, as long as it is ready
+  edge = EPOLLET,              // once each time that something new arrives
+  oneshot = EPOLLONESHOT,      // once, then never until modify
+  exclusive = EPOLLEXCLUSIVE,  // of several pollers on it, not all are woken
+};
+
+constexpr Interest operator|(Interest left, Interest right) noexcept {
+  return Interest{static_cast<std::uint32_t>(left) | static_cast<std::uint32_t>(right)};
+}
+
+constexpr Mode operator|(Mode left, Mode right) noexcept {
+  return Mode{static_cast<std::uint32_t>(left) | static_cast<std::uint32_t>(right)};
+}
+
+// True if the set, of Interests or of Modes, holds any part of what is looked for.
+template <class Set>
+constexpr bool has(Set set, Set part) noexcept {
+  return (static_cast<std::uint32_t>(set) & static_cast<std::uint32_t>(part)) != 0;
+}
+
+// One ready descriptor, laid out as the kernel's epoll_event.
+//
+// An event is a hint of how things stood: by the time you handle it the bytes may be gone, and the
+// client too, if an earlier event of the batch removed it. Look tokens up and treat a missing one
+// as nothing to do.
+class Event {
+ public:
+  // A copy, because data lies unaligned in the kernel's packed struct.
+  Token token() const noexcept { return Token{raw_.data.u64}; }
+
+  // A read would tell something: bytes, an end of stream, or an error. So every end of a connection
+  // is met by a read.
+  bool readable() const noexcept {
+    return (raw_.events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+  }
+  // A write would tell something: there is room, or it fails.
+  bool writable() const noexcept { return (raw_.events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0; }
+  bool priority() const noexcept { return (raw_.events & EPOLLPRI) != 0; }
+  // An error is pending: the next read, write or SO_ERROR names it.
+  bool error() const noexcept { return (raw_.events & EPOLLERR) != 0; }
+  // Both directions are closed. There may still be bytes to read.
+  bool hang_up() const noexcept { return (raw_.events & EPOLLHUP) != 0; }
+  // The peer has finished sending (half-close) and may still read.
+  bool read_closed() const noexcept { return (raw_.events & (EPOLLRDHUP | EPOLLHUP)) != 0; }
+  std::uint32_t bits() const noexcept { return raw_.events; }
+
+ private:
+  friend class Poller;
+  ::epoll_event raw_{};
+};
+static_assert(sizeof(Event) == sizeof(::epoll_event));
+
+// The events of one wait: a view into the Poller, overwritten by its next wait.
+using Events = std::span<const Event>;
+
+// Owns one epoll instance and the array that receives its events.
+//
+// Cost: every member but wait(timeout) is one system call; that one also reads the clock, which is
+// none. Memory is allocated by the constructor alone.
+// Errors: all but try_add and remove throw std::system_error.
+// Threads: one waits at a time. add, modify, set and remove may be called from any thread, also
+// during a wait, and take effect in it. See epoll(7), epoll_ctl(2), epoll_wait(2).
+class Poller {
+ public:
+  // `batch` is the most events that one wait hands out. If more are ready, the kernel takes them in
+  // turn, so none starves however small the batch.
+  explicit Poller(std::size_t batch = 256) : epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
+    if (!epoll_) detail::fail(errno, "create a poller");
+    if (batch == 0 || batch > INT_MAX / sizeof(Event))
+      detail::fail(EINVAL, "create a poller with a batch of " + std::to_string(batch) + " events");
+    events_ = std::make_unique<Event[]>(batch);
+    batch_ = batch;
+  }
+
+  // Starts reporting a descriptor. What is ready already is reported too, in every mode.
+  void add(FdView fd, Token token, Interest interest, Mode mode = Mode::level) {
+    if (has(mode, Mode::exclusive)) check_exclusive(fd, interest, mode);
+    if (const auto error = try_add(fd, token, interest, mode)) refuse("add", fd, error.value());
+  }
+
+  // The same, for registering clients in a running server: a full kernel table (ENOSPC, ENOMEM) is
+  // this client's misfortune, and not the server's end.
+  [[nodiscard]] std::error_code try_add(FdView fd, Token token, Interest interest,
+                                        Mode mode = Mode::level) noexcept {
+    return control(EPOLL_CTL_ADD, fd, token, interest, mode);
+  }
+
+  // Changes token, interest and mode. Anything ready is reported afresh, also in edge-triggered and
+  // one-shot mode: this is how an edge is armed again.
+  void modify(FdView fd, Token token, Interest interest, Mode mode = Mode::level) {
+    if (has(mode, Mode::exclusive)) refuse_exclusive("modify", fd, "modify: remove and add");
+    if (const auto error = control(EPOLL_CTL_MOD, fd, token, interest, mode))
+      refuse("modify", fd, error.value());
+  }
+
+  // Modifies what was added, adds what was not.
+  void set(FdView fd, Token token, Interest interest, Mode mode = Mode::level) {
+    if (has(mode, Mode::exclusive)) refuse_exclusive("set", fd, "set: remove and add");
+    auto error = control(EPOLL_CTL_MOD, fd, token, interest, mode);
+    if (error.value() == ENOENT) error = control(EPOLL_CTL_ADD, fd, token, interest, mode);
+    if (error) refuse("set", fd, error.value());
+  }
+
+  // Stops reporting a descriptor. Call it before closing. False if the poller does not know the
+  // descriptor. Events of the current batch stay: see Event.
+  bool remove(FdView fd) noexcept {
+    return ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd.get(), nullptr) == 0;
+  }
+
+  // Waits for at least one event, for as long as that takes.
+  Events wait() & {
+    for (;;) {
+      const int ready = collect(std::nullopt);
+      if (ready >= 0) return {events_.get(), static_cast<std::size_t>(ready)};
+    }
+  }
+
+  // Waits for at least one event, for `timeout` at most. No events: time is up. Zero (or less) only
+  // looks. Precise to the nanosecond where the kernel has epoll_pwait2 (5.11), else rounded up to a
+  // millisecond; never early. A signal handler that runs meanwhile does not prolong the wait, nor
+  // end it.
+  Events wait(std::chrono::nanoseconds timeout) & {
+    using std::chrono::steady_clock;
+    constexpr auto none = std::chrono::nanoseconds::zero();
+    timeout = std::max(timeout, none);
+    const auto start = steady_clock::now();
+    if (timeout > steady_clock::time_point::max() - start) return wait();
+    for (auto left = timeout;; left = std::max(start + timeout - steady_clock::now(), none)) {
+      const int ready = collect(left);
+      if (ready >= 0) return {events_.get(), static_cast<std::size_t>(ready)};
+    }
+  }
+
+  // The same up to a point in time. One in the past only looks.
+  Events wait_until(std::chrono::steady_clock::time_point deadline) & {
+    const auto now = std::chrono::steady_clock::now();
+    if (deadline <= now) return wait(std::chrono::nanoseconds::zero());
+    return wait(deadline - now);
+  }
+
+  // A range-for over a temporary poller's events would read freed memory.
+  Events wait() && = delete;
+  Events wait(std::chrono::nanoseconds) && = delete;
+  Events wait_until(std::chrono::steady_clock::time_point) && = delete;
+
+  // An epoll instance is itself a descriptor that another poller can watch.
+  FdView fd() const noexcept { return epoll_; }
+
+ private:
+  // The kernel would say EINVAL and leave the reader to guess.
+  static void check_exclusive(FdView fd, Interest interest, Mode mode) {
+    if (has(mode, Mode::oneshot)) refuse_exclusive("add", fd, "Mode::oneshot");
+    if (has(interest, Interest::priority)) refuse_exclusive("add", fd, "Interest::priority");
+  }
+
+  [[noreturn]] static void refuse_exclusive(const char* verb, FdView fd, const char* clash) {
+    detail::fail(EINVAL, describe(verb, fd) + " (Mode::exclusive cannot go with " + clash + ")");
+  }
+
+  [[noreturn]] static void refuse(const char* verb, FdView fd, int error) {
+    const char* hint = "";
+    if (error == EEXIST) hint = " (it was added before: modify or set it)";
+    if (error == ENOENT) hint = " (it was never added: add or set it)";
+    if (error == EBADF) hint = " (it is not open)";
+    if (error == EINVAL) hint = " (it is the poller itself, or was added with Mode::exclusive)";
+    if (error == EPERM) hint = " (a regular file or directory is always ready: just read it)";
+    if (error == ENOSPC) hint = " (the limit fs.epoll.max_user_watches is reached)";
+    detail::fail(error, describe(verb, fd) + hint);
+  }
+
+  static std::string describe(const char* verb, FdView fd) {
+    return "poller: " + std::string(verb) + " descriptor " + std::to_string(fd.get());
+  }
+
+  std::error_code control(int operation, FdView fd, Token token, Interest interest,
+                          Mode mode) noexcept {
+    ::epoll_event event{};
+    event.events = static_cast<std::uint32_t>(interest) | static_cast<std::uint32_t>(mode);
+    // With EPOLLEXCLUSIVE the kernel refuses EPOLLRDHUP; an end of stream is EPOLLIN as well, so
+    // nothing is missed.
+    if (has(mode, Mode::exclusive)) event.events &= ~std::uint32_t{EPOLLRDHUP};
+    event.data.u64 = static_cast<std::uint64_t>(token);
+    const int result = ::epoll_ctl(epoll_.get(), operation, fd.get(), &event);
+    return {result == 0 ? 0 : errno, std::generic_category()};
+  }
+
+  // One system call. Returns the number of events, or -1 where the caller has to wait on for the
+  // rest of its time.
+  int collect(std::optional<std::chrono::nanoseconds> timeout) {
+    if (precise_) {
+      const int ready = epoll_pwait2(timeout);
+      if (ready >= 0) return ready;
+      // Old kernels answer ENOSYS; so do, or with EPERM, old sandboxes.
+      precise_ = errno != ENOSYS && errno != EPERM;
+      if (precise_) return interrupted();
+    }
+    // Rounded up: rounding down would spin through the last millisecond.
+    using std::chrono::milliseconds;
+    const auto limit = timeout ? std::chrono::ceil<milliseconds>(*timeout) : milliseconds{-1};
+    const bool clamped = limit.count() > INT_MAX;
+    const int ready = ::epoll_wait(epoll_.get(), &events_[0].raw_, static_cast<int>(batch_),
+                                   clamped ? INT_MAX : static_cast<int>(limit.count()));
+    if (ready < 0) return interrupted();
+    return ready == 0 && clamped ? -1 : ready;
+  }
+
+  // Through syscall(2), since a C library may lack it where the kernel has it.
+  int epoll_pwait2(std::optional<std::chrono::nanoseconds> timeout) noexcept {
+#ifdef SYS_epoll_pwait2
+    ::__kernel_timespec limit{};
+    if (timeout) {
+      limit.tv_sec = timeout->count() / 1'000'000'000;
+      limit.tv_nsec = timeout->count() % 1'000'000'000;
+    }
+    return static_cast<int>(::syscall(SYS_epoll_pwait2, epoll_.get(), &events_[0].raw_,
+                                      static_cast<int>(batch_), timeout ? &limit : nullptr, nullptr,
+                                      0));
+#else
+    static_cast<void>(timeout);
+    errno = ENOSYS;
+    return -1;
+#endif
+  }
+
+  static int interrupted() {
+    if (errno != EINTR) detail::fail(errno, "poller: wait");
+    return -1;
+  }
+
+  Fd epoll_;
+  std::unique_ptr<Event[]> events_;
+  std::size_t batch_ = 0;
+  bool precise_ = true;
+};
+
+// ===========================================================================
+// 4  Addresses and sockets                                       (chapter 01)
+// ===========================================================================
+
+// An IPv4 or IPv6 address with a port: "127.0.0.1:8080", "[::1]:9000", "[fe80::1%eth0]:9000".
+// Numbers only; names are not looked up, since that can block for seconds. A value of 28 bytes;
+// only to_string allocates.
+class Address {
+ public:
+  // Unspecified: what a failed accept has for a peer.
+  Address() noexcept = default;
+
+  // Nothing if the text is not an address with a port.
+  [[nodiscard]] static std::optional<Address> parse(std::string_view text) noexcept {
+    const auto colon = text.rfind(':');
+    if (colon == std::string_view::npos) return std::nullopt;
+    std::string_view host = text.substr(0, colon);
+    const std::string_view digits = text.substr(colon + 1);
+    std::uint16_t port = 0;
+    const char* end = digits.data() + digits.size();
+    const auto [rest, error] = std::from_chars(digits.data(), end, port);
+    if (error != std::errc{} || rest != end) return std::nullopt;
+    const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']' &&
+                           host.find(':') != std::string_view::npos;
+    if (bracketed) host = host.substr(1, host.size() - 2);
+    // Without brackets, 2001:db8::1:80 could mean two things.
+    if (!bracketed && host.find(':') != std::string_view::npos) return std::nullopt;
+    return from(host, port);
+  }
+
+  // The same from its parts; an IPv6 host stands without brackets here.
+  [[nodiscard]] static std::optional<Address> from(std::string_view host,
+                                                   std::uint16_t port) noexcept {
+    std::array<char, INET6_ADDRSTRLEN + IF_NAMESIZE + 1> text{};
+    if (host.size() >= text.size()) return std::nullopt;
+    std::copy(host.begin(), host.end(), text.begin());
+
+    Address address;
+    if (::inet_pton(AF_INET, text.data(), &address.raw_.v4.sin_addr) == 1) {
+      address.raw_.v4.sin_family = AF_INET;
+      address.raw_.v4.sin_port = htons(port);
+      return address;
+    }
+    address = Address();
+    if (char* zone = std::strchr(text.data(), '%'); zone != nullptr) {
+      *zone = '\0';
+      address.raw_.v6.sin6_scope_id = ::if_nametoindex(zone + 1);
+      if (address.raw_.v6.sin6_scope_id == 0) return std::nullopt;
+    }
+    if (::inet_pton(AF_INET6, text.data(), &address.raw_.v6.sin6_addr) != 1) return std::nullopt;
+    address.raw_.v6.sin6_family = AF_INET6;
+    address.raw_.v6.sin6_port = htons(port);
+    return address;
+  }
+
+  int family() const noexcept { return raw_.any.sa_family; }
+
+  std::uint16_t port() const noexcept {
+    return ntohs(family() == AF_INET6 ? raw_.v6.sin6_port : raw_.v4.sin_port);
+  }
+
+  // As parse reads it.
+  std::string to_string() const {
+    std::array<char, INET6_ADDRSTRLEN> host{};
+    if (family() == AF_INET) {
+      ::inet_ntop(AF_INET, &raw_.v4.sin_addr, host.data(), host.size());
+      return std::string(host.data()) + ':' + std::to_string(port());
+    }
+    if (family() != AF_INET6) return "unspecified";
+    ::inet_ntop(AF_INET6, &raw_.v6.sin6_addr, host.data(), host.size());
+    std::array<char, IF_NAMESIZE> zone{};
+    const bool zoned = raw_.v6.sin6_scope_id != 0 &&
+                       ::if_indextoname(raw_.v6.sin6_scope_id, zone.data()) != nullptr;
+    return '[' + std::string(host.data()) + (zoned ? "%" : "") + zone.data() +
+           "]:" + std::to_string(port());
+  }
+
+  // For system calls.
+  const ::sockaddr* data() const noexcept { return &raw_.any; }
+  ::socklen_t size() const noexcept {
+    return family() == AF_INET6 ? sizeof raw_.v6 : sizeof raw_.v4;
+  }
+
+  // From what a system call has written.
+  static Address from(const ::sockaddr_storage& native) noexcept {
+    Address address;
+    std::memcpy(&address.raw_.v6, &native, sizeof address.raw_.v6);
+    return address;
+  }
+
+  friend bool operator==(const Address& left, const Address& right) noexcept {
+    if (left.family() != right.family() || left.port() != right.port()) return false;
+    if (left.family() != AF_INET6)
+      return left.raw_.v4.sin_addr.s_addr == right.raw_.v4.sin_addr.s_addr;
+    return left.raw_.v6.sin6_scope_id == right.raw_.v6.sin6_scope_id &&
+           std::memcmp(&left.raw_.v6.sin6_addr, &right.raw_.v6.sin6_addr,
+                       sizeof left.raw_.v6.sin6_addr) == 0;
+  }
+
+ private:
+  union Raw {
+    ::sockaddr_in6 v6{};  // the largest, first, so that all of it is zeroed
+    ::sockaddr_in v4;
+    ::sockaddr any;
+  } raw_;
+};
+
+// How to listen. The defaults suit a server.
+struct ListenOptions {
+  int backlog = SOMAXCONN;    // connections that wait to be accepted
+  bool reuse_address = true;  // restart at once, though old ones linger
+  bool reuse_port = false;    // several listeners share the port (socket(7))
+  bool dual_stack = true;     // an IPv6 listener on [::] takes IPv4 too
+  bool no_delay = true;       // accepted sockets inherit TCP_NODELAY: tcp(7)
+};
+
+namespace detail {
+
+inline Fd stream_socket(const Address& address) noexcept {
+  return Fd{::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
+}
+
+inline bool set_option(FdView socket, int level, int option, bool value) noexcept {
+  const int number = value ? 1 : 0;
+  return ::setsockopt(socket.get(), level, option, &number, sizeof number) == 0;
+}
+
+}  // namespace detail
+
+// A TCP socket that listens on an address. Port 0 lets the kernel choose one: ask local_address
+// which.
+//
+// Errors: throws std::system_error, "listen on ADDRESS: " and the reason. See listen(2), tcp(7).
+[[nodiscard]] inline Fd listen(const Address& address, const ListenOptions& options = {}) {
+  using detail::set_option;
+  Fd fd = detail::stream_socket(address);
+  const bool listening = fd && set_option(fd, SOL_SOCKET, SO_REUSEADDR, options.reuse_address) &&
+                         set_option(fd, SOL_SOCKET, SO_REUSEPORT, options.reuse_port) &&
+                         set_option(fd, IPPROTO_TCP, TCP_NODELAY, options.no_delay) &&
+                         (address.family() != AF_INET6 ||
+                          set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, !options.dual_stack)) &&
+                         ::bind(fd.get(), address.data(), address.size()) == 0 &&
+                         ::listen(fd.get(), options.backlog) == 0;
+  if (!listening) detail::fail(errno, "listen on " + address.to_string());
+  return fd;
+}
+
+// The address that a socket is bound to. Throws std::system_error.
+[[nodiscard]] inline Address local_address(FdView socket) {
+  ::sockaddr_storage native{};
+  ::socklen_t length = sizeof native;
+  if (::getsockname(socket.get(), reinterpret_cast<::sockaddr*>(&native), &length) != 0)
+    detail::fail(errno, "address of descriptor " + std::to_string(socket.get()));
+  return Address::from(native);
+}
+
+enum class AcceptStatus : std::uint8_t {
+  accepted,
+  would_block,  // nobody is waiting
+  retry,        // this one is gone already; another may be waiting
+  exhausted,    // out of descriptors or memory; who waits is still waiting
+  failed,       // the listener is of no use: see error
+};
+
+// What became of an attempt to accept a connection.
+struct [[nodiscard]] Accepted {
+  Fd fd;         // the connection, non-blocking, close-on-exec
+  Address peer;  // where it comes from
+  AcceptStatus status = AcceptStatus::accepted;
+  int error = 0;  // errno, unless the status is accepted
+
+  bool ok() const noexcept { return status == AcceptStatus::accepted; }
+  bool would_block() const noexcept { return status == AcceptStatus::would_block; }
+  bool retry() const noexcept { return status == AcceptStatus::retry; }
+  bool exhausted() const noexcept { return status == AcceptStatus::exhausted; }
+  bool failed() const noexcept { return status == AcceptStatus::failed; }
+};
+
+namespace detail {
+
+inline AcceptStatus classify_accept_error(int error) noexcept {
+  switch (error) {
+    case EAGAIN: return AcceptStatus::would_block;
+    case EMFILE:
+    case ENFILE:
+    case ENOBUFS:
+    case ENOMEM: return AcceptStatus::exhausted;
+    // Linux passes pending network errors of the new connection on: accept(2) says to treat them as
+    // a reason to try again. EPERM: a firewall refused.
+    case ECONNABORTED:
+    case EPROTO:
+    case EPERM:
+    case ENETDOWN:
+    case ENOPROTOOPT:
+    case EHOSTDOWN:
+    case ENONET:
+    case EHOSTUNREACH:
+    case EOPNOTSUPP:
+    case ENETUNREACH:
+    case ETIMEDOUT: return AcceptStatus::retry;
+    default: return AcceptStatus::failed;
+  }
+}
+
+}  // namespace detail
+
+// Takes one waiting connection off a listener. One system call, no allocation.
+//
+// After `exhausted` the client is still in the queue: a level-triggered listener reports it again
+// at once, an edge-triggered one not until the next arrives. See accept4(2).
+inline Accepted accept(FdView listener) noexcept {
+  ::sockaddr_storage native;
+  const int fd = detail::retry_on_eintr([&] {
+    ::socklen_t length = sizeof native;
+    return ::accept4(listener.get(), reinterpret_cast<::sockaddr*>(&native), &length,
+                     SOCK_NONBLOCK | SOCK_CLOEXEC);
+  });
+  Accepted accepted;
+  if (fd >= 0) {
+    accepted.fd.reset(fd);
+    accepted.peer = Address::from(native);
+  } else {
+    accepted.error = errno;
+    accepted.status = detail::classify_accept_error(errno);
+  }
+  return accepted;
+}
+
+enum class ConnectStatus : std::uint8_t {
+  connected,
+  in_progress,  // wait until the socket is writable, then finish_connect
+  failed,       // refused, unreachable, timed out: see error
+};
+
+// What became of an attempt to connect.
+struct [[nodiscard]] Connected {
+  Fd fd;  // empty if failed
+  ConnectStatus status = ConnectStatus::connected;
+  int error = 0;  // errno if failed, else 0
+
+  bool ok() const noexcept { return status == ConnectStatus::connected; }
+  bool in_progress() const noexcept { return status == ConnectStatus::in_progress; }
+  bool failed() const noexcept { return status == ConnectStatus::failed; }
+};
+
+// Starts a TCP connection and does not wait for it. TCP_NODELAY is set.
+//
+// Usually in_progress: add the socket with Interest::writable (not before this call: an unconnected
+// socket reports a hang-up) and let finish_connect tell how it went. See connect(2), EINPROGRESS.
+inline Connected connect(const Address& address) noexcept {
+  Connected result{detail::stream_socket(address)};
+  if (result.fd && detail::set_option(result.fd, IPPROTO_TCP, TCP_NODELAY, true) &&
+      ::connect(result.fd.get(), address.data(), address.size()) == 0)
+    return result;
+  // Interrupted by a signal, the connection goes on being made all the same.
+  if (errno == EINPROGRESS || errno == EINTR) {
+    result.status = ConnectStatus::in_progress;
+    return result;
+  }
+  return {Fd{}, ConnectStatus::failed, errno};
+}
+
+// How a connection in progress went: Connected's status and error, its fd empty since the caller
+// has it. To be called when the socket is writable; too early, it says in_progress again. Two
+// system calls.
+inline Connected finish_connect(FdView socket) noexcept {
+  int error = 0;
+  ::socklen_t length = sizeof error;
+  if (::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length) != 0) error = errno;
+  if (error != 0) return {Fd{}, ConnectStatus::failed, error};
+  ::sockaddr_storage peer;
+  length = sizeof peer;
+  if (::getpeername(socket.get(), reinterpret_cast<::sockaddr*>(&peer), &length) == 0)
+    return {Fd{}, ConnectStatus::connected, 0};
+  return {Fd{}, ConnectStatus::in_progress, 0};
+}
+
+// ===========================================================================
+// 5  Reading and writing                                         (chapter 03)
+//
+// A non-blocking read takes what is there, a non-blocking write puts what fits. Both may move less
+// than they were asked to: that is success.
+// ===========================================================================
+
+namespace detail {
+
+inline IoResult failure(int error) noexcept {
+  if (error == EAGAIN) return {0, IoStatus::would_block, 0};
+  return {0, IoStatus::failed, error};
+}
+
+// Keeps SIGPIPE from this thread while it writes to a pipe, for which there is no MSG_NOSIGNAL: the
+// signal is blocked, and if the write raised it, swallowed.
+class SigpipeBlock {
+ public:
+  SigpipeBlock() noexcept {
+    ::sigset_t pending;
+    ::sigpending(&pending);
+    was_pending_ = ::sigismember(&pending, SIGPIPE) == 1;
+    ::sigemptyset(&sigpipe_);
+    ::sigaddset(&sigpipe_, SIGPIPE);
+    ::pthread_sigmask(SIG_BLOCK, &sigpipe_, &before_);
+  }
+  ~SigpipeBlock() {
+    constexpr ::timespec now{};
+    if (!was_pending_) ::sigtimedwait(&sigpipe_, nullptr, &now);
+    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+  SigpipeBlock(const SigpipeBlock&) = delete;
+  SigpipeBlock& operator=(const SigpipeBlock&) = delete;
+
+ private:
+  ::sigset_t sigpipe_;
+  ::sigset_t before_;
+  bool was_pending_;
+};
+
+inline ::ssize_t write_to_non_socket(int fd, std::span<const ::iovec> pieces) {
+  const SigpipeBlock no_signal;
+  const ::ssize_t moved =
+      retry_on_eintr([&] { return ::writev(fd, pieces.data(), static_cast<int>(pieces.size())); });
+  return moved < 0 ? -errno : moved;
+}
+
+}  // namespace detail
+
+// Reads once into `room`, from any kind of descriptor. ok: 1 byte or more. An empty room is ok with
+// 0 bytes. See read(2).
+inline IoResult read(FdView fd, std::span<char> room) noexcept {
+  if (room.empty()) return {};
+  const ::ssize_t moved =
+      detail::retry_on_eintr([&] { return ::read(fd.get(), room.data(), room.size()); });
+  if (moved < 0) return detail::failure(errno);
+  if (moved == 0) return {0, IoStatus::end_of_stream, 0};
+  return {static_cast<std::size_t>(moved), IoStatus::ok, 0};
+}
+
+// Writes once, all pieces in one system call: ok if any byte moved, perhaps not all. At most
+// IOV_MAX (1,024) pieces are looked at. Never raises SIGPIPE: a peer that is gone is failed with
+// EPIPE. A socket takes one call; pipes and the like take a few more, for the sake of that promise.
+// See sendmsg(2), writev(2).
+inline IoResult writev(FdView fd, std::span<const ::iovec> pieces) noexcept {
+  pieces = pieces.first(std::min<std::size_t>(pieces.size(), IOV_MAX));
+  ::msghdr message{};
+  message.msg_iov = const_cast<::iovec*>(pieces.data());
+  message.msg_iovlen = pieces.size();
+  ::ssize_t moved =
+      detail::retry_on_eintr([&] { return ::sendmsg(fd.get(), &message, MSG_NOSIGNAL); });
+  if (moved < 0) moved = -errno;
+  if (moved == -ENOTSOCK) moved = detail::write_to_non_socket(fd.get(), pieces);
+  if (moved < 0) return detail::failure(static_cast<int>(-moved));
+  return {static_cast<std::size_t>(moved), IoStatus::ok, 0};
+}
+
+// The same for bytes in one piece. See send(2).
+inline IoResult write(FdView fd, std::string_view bytes) noexcept {
+  if (bytes.empty()) return {};
+  const ::ssize_t moved = detail::retry_on_eintr(
+      [&] { return ::send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL); });
+  if (moved >= 0) return {static_cast<std::size_t>(moved), IoStatus::ok, 0};
+  if (errno != ENOTSOCK) return detail::failure(errno);
+  const ::iovec piece{const_cast<char*>(bytes.data()), bytes.size()};
+  return writev(fd, {&piece, 1});
+}
+
+namespace detail {
+
+// Bytes in one heap block: put in at the end, taken out at the front. What the two buffers below
+// have in common.
+//
+// The first block of a queue has FirstBlock bytes, and each thread keeps up to Spares of those for
+// its next queues. So queues that fill and empty all day allocate nothing, and still an empty one
+// owns nothing.
+template <std::size_t FirstBlock, std::size_t Spares>
+class ByteQueue {
+ public:
+  ByteQueue() noexcept = default;
+  ByteQueue(ByteQueue&& other) noexcept { swap(other); }
+  ByteQueue& operator=(ByteQueue&& other) noexcept {
+    ByteQueue(std::move(other)).swap(*this);
+    return *this;
+  }
+  ByteQueue(const ByteQueue&) = delete;
+  ByteQueue& operator=(const ByteQueue&) = delete;
+  ~ByteQueue() = default;
+
+  std::size_t size() const noexcept { return end_ - begin_; }
+  bool empty() const noexcept { return begin_ == end_; }
+  std::string_view bytes() const noexcept { return {block_.get() + begin_, size()}; }
+
+  // The room behind the bytes, of which put declares a part as filled.
+  std::span<char> room() noexcept { return {block_.get() + end_, capacity_ - end_}; }
+  void put(std::size_t count) noexcept { end_ += count; }
+  void take(std::size_t count) noexcept { begin_ += count; }
+
+  // Sees to room for `extra` bytes. False, and nothing changed: out of memory.
+  bool reserve(std::size_t extra) noexcept {
+    if (extra <= capacity_ - end_) return true;
+    const std::size_t needed = size() + extra;
+    // Moving at most three bytes for each one gained keeps the cost linear.
+    if (needed <= capacity_ - capacity_ / 4) {
+      std::memmove(block_.get(), block_.get() + begin_, size());
+      end_ = size();
+      begin_ = 0;
+      return true;
+    }
+    const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed));
+    auto block = new_block(capacity);
+    if (!block) return false;
+    if (!empty()) std::memcpy(block.get(), bytes().data(), size());
+    end_ = size();
+    begin_ = 0;
+    block_ = std::move(block);
+    capacity_ = capacity;
+    return true;
+  }
+
+  // Forgets the bytes and parts with the memory. Destroying does not hand the block to the spares,
+  // since they may be gone when the thread ends.
+  void reset() noexcept {
+    auto& [blocks, count] = spares();
+    if (capacity_ == FirstBlock && count < Spares) blocks[count++] = std::move(block_);
+    block_.reset();
+    begin_ = end_ = capacity_ = 0;
+  }
+
+ private:
+  using Block = std::unique_ptr<char[]>;
+  struct SpareBlocks {
+    std::array<Block, Spares> blocks;
+    std::size_t count = 0;
+  };
+
+  static SpareBlocks& spares() noexcept {
+    static thread_local SpareBlocks instance;
+    return instance;
+  }
+
+  static Block new_block(std::size_t capacity) noexcept {
+    auto& [blocks, count] = spares();
+    if (capacity == FirstBlock && count > 0) return std::move(blocks[--count]);
+    return Block(new (std::nothrow) char[capacity]);
+  }
+
+  void swap(ByteQueue& other) noexcept {
+    std::swap(block_, other.block_);
+    std::swap(begin_, other.begin_);
+    std::swap(end_, other.end_);
+    std::swap(capacity_, other.capacity_);
+  }
+
+  Block block_;
+  std::size_t begin_ = 0;
+  std::size_t end_ = 0;
+  std::size_t capacity_ = 0;
+};
+
+}  // namespace detail
+
+// ===========================================================================
+// 6  LineBuffer                                                  (chapter 03)
+//
+// TCP carries bytes, not messages. A line may come in ten pieces, ten lines in one piece, and where
+// the cuts fall says nothing about what was sent.
+// ===========================================================================
+
+// Takes bytes in as they come and hands whole lines out, newline included.
+//
+//   IoResult result = lines.fill(socket);
+//   while (const auto line = lines.next()) use(*line);
+//
+// A read goes into a block of 64 KiB that is borrowed from the thread's spare one; lines are views
+// of it. Only a line that the end of the block cuts is copied, into memory of its own.
+//
+// Cost: every byte is looked at once, in memchr, and copied at most once (and once more now and
+// then as a long line grows), however the stream is cut. An idle buffer owns no heap memory; one
+// that holds a piece of a line holds little more than that piece. Out of memory ends the program
+// (noexcept).
+class LineBuffer {
+ public:
+  static constexpr std::size_t block_size = 65536;
+
+  // `max_line` bounds a line's bytes, newline included.
+  explicit LineBuffer(std::size_t max_line = 65536) noexcept : max_line_(max_line) {}
+
+  // Reads once. Take all lines out before you fill again: while some are left, fill reads only as
+  // much as has room beside them in the block.
+  IoResult fill(FdView fd) noexcept {
+    const IoResult result = read(fd, prepare());
+    commit(result.bytes);
+    return result;
+  }
+
+  // Where to put bytes that do not come from a descriptor's read; then say with commit how many
+  // there are (zero too: the block goes back).
+  std::span<char> prepare() noexcept {
+    if (!block_.reserve(block_size - block_.size())) std::terminate();
+    return block_.room();
+  }
+  void commit(std::size_t count) noexcept {
+    block_.put(count);
+    if (block_.empty() || overlong_) block_.reset();
+  }
+
+  // The next whole line, or nothing until more is read. The view is good until the next call of
+  // next, fill or prepare.
+  [[nodiscard]] std::optional<std::string_view> next() noexcept {
+    if (std::exchange(partial_is_whole_, false)) partial_.clear();
+    const std::string_view bytes = block_.bytes();
+    const char* newline = find_newline(bytes);
+    const std::size_t length =
+        newline != nullptr ? static_cast<std::size_t>(newline - bytes.data()) + 1 : bytes.size();
+    // Without its newline a line of max_line bytes is too long already.
+    const std::size_t limit = newline != nullptr ? max_line_ : max_line_ - 1;
+    if (overlong_ || partial_.size() + length > limit) return give_up();
+    if (newline == nullptr) return keep_partial(bytes);
+    block_.take(length);
+    if (partial_.empty()) return bytes.substr(0, length);
+    partial_is_whole_ = true;
+    return partial_.append(bytes, 0, length);
+  }
+
+  // A line is longer than max_line. The lines before it have been handed out; it and all that
+  // follows is thrown away. Nothing but destroying or assigning ends this state: whoever sends such
+  // lines is best disconnected.
+  bool overlong() const noexcept { return overlong_; }
+
+  // The beginning of a line whose newline has not come, once next() has returned nothing: at end of
+  // stream, the unterminated last line.
+  std::string_view rest() const noexcept {
+    return partial_is_whole_ ? std::string_view() : partial_;
+  }
+
+ private:
+  static const char* find_newline(std::string_view bytes) noexcept {
+    if (bytes.empty()) return nullptr;
+    return static_cast<const char*>(std::memchr(bytes.data(), '\n', bytes.size()));
+  }
+
+  std::nullopt_t keep_partial(std::string_view bytes) noexcept {
+    partial_.append(bytes);
+    // Not clear(), which keeps the memory.
+    if (partial_.empty()) std::string().swap(partial_);
+    block_.reset();
+    return std::nullopt;
+  }
+
+  std::nullopt_t give_up() noexcept {
+    overlong_ = true;
+    std::string().swap(partial_);
+    block_.reset();
+    return std::nullopt;
+  }
+
+  detail::ByteQueue<block_size, 1> block_;  // read, and not looked at yet
+  std::string partial_;                     // looked at: there is no newline
+  std::size_t max_line_;
+  bool partial_is_whole_ = false;  // a newline was added: it is handed out
+  bool overlong_ = false;
+};
+
+// ===========================================================================
+// 7  WriteBuffer                                                 (chapter 04)
+//
+// A peer reads as fast as it likes. What its socket does not take at once has to wait here, in
+// order, and not for ever: a buffer without a bound is a leak with a delay.
+// ===========================================================================
+
+// How much may wait for one peer, in bytes.
+struct WriteLimits {
+  std::size_t high_water = std::size_t{1} << 20;  // above: slow the senders down
+  std::size_t bound = std::size_t{64} << 20;      // never more than this
+};
+
+// Bytes queued for one peer.
+//
+// Cost: append copies; flush is one send(2) of all that is queued, and one more if the socket took
+// only a part. Empty, it owns no heap memory.
+class WriteBuffer {
+ public:
+  explicit WriteBuffer(WriteLimits limits = {}) noexcept : limits_(limits) {}
+
+  // Queues all of it, or nothing: false if the bound would be passed, or memory is out. Sends
+  // nothing: gather what there is to say, then flush once.
+  [[nodiscard]] bool append(std::string_view bytes) noexcept {
+    if (bytes.size() > limits_.bound - size()) return false;
+    if (!queue_.reserve(bytes.size())) return false;
+    std::copy(bytes.begin(), bytes.end(), queue_.room().begin());
+    queue_.put(bytes.size());
+    return true;
+  }
+
+  // Sends until the buffer is empty (ok) or the socket full (would_block: wait until it is
+  // writable, and call again; nothing is lost or sent twice).
+  IoResult flush(FdView fd) noexcept {
+    IoResult total;
+    while (!empty()) {
+      const IoResult result = write(fd, queue_.bytes());
+      queue_.take(result.bytes);
+      total.bytes += result.bytes;
+      if (result.ok()) continue;
+      total.status = result.status;
+      total.error = result.error;
+      return total;
+    }
+    queue_.reset();
+    return total;
+  }
+
+  bool empty() const noexcept { return queue_.empty(); }
+  std::size_t size() const noexcept { return queue_.size(); }
+  bool above_high_water() const noexcept { return size() > limits_.high_water; }
+
+ private:
+  // A thousand spare blocks of 4 KiB let a fan-out to a thousand peers, which fills their buffers
+  // and then empties them, go without an allocation.
+  detail::ByteQueue<4096, 1024> queue_;
+  WriteLimits limits_;
+};
+
+}  // namespace edgewise::inline v0
+
+#endif  // EDGEWISE_HPP
