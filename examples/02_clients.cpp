@@ -6,6 +6,7 @@
 //   02_clients [ADDRESS:PORT]    127.0.0.1:8080 if left out
 //   nc 127.0.0.1 8080            in two other terminals
 
+#include <array>
 #include <csignal>
 #include <iostream>
 #include <unordered_map>
@@ -19,9 +20,7 @@ namespace {
 
 volatile std::sig_atomic_t stop_requested = 0;
 
-void request_stop(int) {
-  stop_requested = 1;
-}
+void request_stop(int) { stop_requested = 1; }
 
 constexpr Token listener_token{0};
 

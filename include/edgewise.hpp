@@ -102,7 +102,8 @@
 #include <system_error>
 #include <utility>
 
-namespace edgewise::inline v0 {
+namespace edgewise {
+inline namespace v0 {
 
 // ===========================================================================
 // 1  Errors and results
@@ -512,7 +513,7 @@ class Address {
   [[nodiscard]] static std::optional<Address> from(std::string_view host,
                                                    std::uint16_t port) noexcept {
     std::array<char, INET6_ADDRSTRLEN + IF_NAMESIZE + 1> text{};
-    if (host.size() >= text.size()) return std::nullopt;
+    if (host.size() >= text.size() || host.find('\0') != host.npos) return std::nullopt;
     std::copy(host.begin(), host.end(), text.begin());
 
     Address address;
@@ -689,7 +690,7 @@ inline AcceptStatus classify_accept_error(int error) noexcept {
 // After `exhausted` the client is still in the queue: a level-triggered listener reports it again
 // at once, an edge-triggered one not until the next arrives. See accept4(2).
 inline Accepted accept(FdView listener) noexcept {
-  ::sockaddr_storage native;
+  ::sockaddr_storage native{};
   const int fd = detail::retry_on_eintr([&] {
     ::socklen_t length = sizeof native;
     return ::accept4(listener.get(), reinterpret_cast<::sockaddr*>(&native), &length,
@@ -740,19 +741,17 @@ inline Connected connect(const Address& address) noexcept {
   return {Fd{}, ConnectStatus::failed, errno};
 }
 
-// How a connection in progress went: Connected's status and error, its fd empty since the caller
-// has it. To be called when the socket is writable; too early, it says in_progress again. Two
-// system calls.
-inline Connected finish_connect(FdView socket) noexcept {
+// How a connection in progress went: ok, failed, or would_block if it is still in progress. To be
+// called when the socket is writable. One or two system calls.
+inline IoResult finish_connect(FdView socket) noexcept {
   int error = 0;
   ::socklen_t length = sizeof error;
   if (::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length) != 0) error = errno;
-  if (error != 0) return {Fd{}, ConnectStatus::failed, error};
+  if (error != 0) return {0, IoStatus::failed, error};
   ::sockaddr_storage peer;
   length = sizeof peer;
-  if (::getpeername(socket.get(), reinterpret_cast<::sockaddr*>(&peer), &length) == 0)
-    return {Fd{}, ConnectStatus::connected, 0};
-  return {Fd{}, ConnectStatus::in_progress, 0};
+  if (::getpeername(socket.get(), reinterpret_cast<::sockaddr*>(&peer), &length) == 0) return {};
+  return {0, IoStatus::would_block, 0};
 }
 
 // ===========================================================================
@@ -764,9 +763,11 @@ inline Connected finish_connect(FdView socket) noexcept {
 
 namespace detail {
 
-inline IoResult failure(int error) noexcept {
-  if (error == EAGAIN) return {0, IoStatus::would_block, 0};
-  return {0, IoStatus::failed, error};
+// What a system call's return value means; errno is still its own.
+inline IoResult moved(::ssize_t count) noexcept {
+  if (count >= 0) return {static_cast<std::size_t>(count), IoStatus::ok, 0};
+  if (errno == EAGAIN) return {0, IoStatus::would_block, 0};
+  return {0, IoStatus::failed, errno};
 }
 
 // Keeps SIGPIPE from this thread while it writes to a pipe, for which there is no MSG_NOSIGNAL: the
@@ -795,11 +796,10 @@ class SigpipeBlock {
   bool was_pending_;
 };
 
-inline ::ssize_t write_to_non_socket(int fd, std::span<const ::iovec> pieces) {
+inline IoResult write_to_non_socket(FdView fd, std::span<const ::iovec> pieces) noexcept {
   const SigpipeBlock no_signal;
-  const ::ssize_t moved =
-      retry_on_eintr([&] { return ::writev(fd, pieces.data(), static_cast<int>(pieces.size())); });
-  return moved < 0 ? -errno : moved;
+  const auto count = static_cast<int>(pieces.size());
+  return moved(retry_on_eintr([&] { return ::writev(fd.get(), pieces.data(), count); }));
 }
 
 }  // namespace detail
@@ -808,39 +808,34 @@ inline ::ssize_t write_to_non_socket(int fd, std::span<const ::iovec> pieces) {
 // 0 bytes. See read(2).
 inline IoResult read(FdView fd, std::span<char> room) noexcept {
   if (room.empty()) return {};
-  const ::ssize_t moved =
-      detail::retry_on_eintr([&] { return ::read(fd.get(), room.data(), room.size()); });
-  if (moved < 0) return detail::failure(errno);
-  if (moved == 0) return {0, IoStatus::end_of_stream, 0};
-  return {static_cast<std::size_t>(moved), IoStatus::ok, 0};
+  const IoResult result = detail::moved(
+      detail::retry_on_eintr([&] { return ::read(fd.get(), room.data(), room.size()); }));
+  if (result.ok() && result.bytes == 0) return {0, IoStatus::end_of_stream, 0};
+  return result;
 }
 
-// Writes once, all pieces in one system call: ok if any byte moved, perhaps not all. At most
-// IOV_MAX (1,024) pieces are looked at. Never raises SIGPIPE: a peer that is gone is failed with
-// EPIPE. A socket takes one call; pipes and the like take a few more, for the sake of that promise.
-// See sendmsg(2), writev(2).
+// Writes once: ok if any byte was taken, perhaps not all. Never raises SIGPIPE: a peer that is gone
+// is failed with EPIPE. A socket takes one system call; pipes and the like take a few more, for the
+// sake of that promise. See send(2).
+inline IoResult write(FdView fd, std::string_view bytes) noexcept {
+  if (bytes.empty()) return {};
+  const IoResult result = detail::moved(detail::retry_on_eintr(
+      [&] { return ::send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL); }));
+  if (result.error != ENOTSOCK) return result;
+  const ::iovec piece{const_cast<char*>(bytes.data()), bytes.size()};
+  return detail::write_to_non_socket(fd, {&piece, 1});
+}
+
+// The same for bytes in several pieces, of which the first IOV_MAX (1,024) are looked at. See
+// sendmsg(2), writev(2).
 inline IoResult writev(FdView fd, std::span<const ::iovec> pieces) noexcept {
   pieces = pieces.first(std::min<std::size_t>(pieces.size(), IOV_MAX));
   ::msghdr message{};
   message.msg_iov = const_cast<::iovec*>(pieces.data());
   message.msg_iovlen = pieces.size();
-  ::ssize_t moved =
-      detail::retry_on_eintr([&] { return ::sendmsg(fd.get(), &message, MSG_NOSIGNAL); });
-  if (moved < 0) moved = -errno;
-  if (moved == -ENOTSOCK) moved = detail::write_to_non_socket(fd.get(), pieces);
-  if (moved < 0) return detail::failure(static_cast<int>(-moved));
-  return {static_cast<std::size_t>(moved), IoStatus::ok, 0};
-}
-
-// The same for bytes in one piece. See send(2).
-inline IoResult write(FdView fd, std::string_view bytes) noexcept {
-  if (bytes.empty()) return {};
-  const ::ssize_t moved = detail::retry_on_eintr(
-      [&] { return ::send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL); });
-  if (moved >= 0) return {static_cast<std::size_t>(moved), IoStatus::ok, 0};
-  if (errno != ENOTSOCK) return detail::failure(errno);
-  const ::iovec piece{const_cast<char*>(bytes.data()), bytes.size()};
-  return writev(fd, {&piece, 1});
+  const IoResult result = detail::moved(
+      detail::retry_on_eintr([&] { return ::sendmsg(fd.get(), &message, MSG_NOSIGNAL); }));
+  return result.error == ENOTSOCK ? detail::write_to_non_socket(fd, pieces) : result;
 }
 
 namespace detail {
@@ -877,21 +872,20 @@ class ByteQueue {
   bool reserve(std::size_t extra) noexcept {
     if (extra <= capacity_ - end_) return true;
     const std::size_t needed = size() + extra;
-    // Moving at most three bytes for each one gained keeps the cost linear.
-    if (needed <= capacity_ - capacity_ / 4) {
-      std::memmove(block_.get(), block_.get() + begin_, size());
-      end_ = size();
-      begin_ = 0;
-      return true;
+    // The bytes move to the front if that gains a quarter of their number, else to a block with a
+    // quarter to spare. So at most four are moved for each one put in: the cost is linear.
+    if (needed <= capacity_ && size() <= 4 * begin_) {
+      std::memmove(block_.get(), bytes().data(), size());
+    } else {
+      const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed + size() / 4));
+      Block larger = new_block(capacity);
+      if (!larger) return false;
+      std::copy_n(bytes().data(), size(), larger.get());
+      block_ = std::move(larger);
+      capacity_ = capacity;
     }
-    const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed));
-    auto block = new_block(capacity);
-    if (!block) return false;
-    if (!empty()) std::memcpy(block.get(), bytes().data(), size());
-    end_ = size();
+    end_ -= begin_;
     begin_ = 0;
-    block_ = std::move(block);
-    capacity_ = capacity;
     return true;
   }
 
@@ -961,10 +955,11 @@ class LineBuffer {
   static constexpr std::size_t block_size = 65536;
 
   // `max_line` bounds a line's bytes, newline included.
-  explicit LineBuffer(std::size_t max_line = 65536) noexcept : max_line_(max_line) {}
+  explicit LineBuffer(std::size_t max_line = 65536) noexcept
+      : max_line_(std::max<std::size_t>(max_line, 1)) {}
 
-  // Reads once. Take all lines out before you fill again: while some are left, fill reads only as
-  // much as has room beside them in the block.
+  // Reads once. Call next until it returns nothing before you fill again: that gives the block
+  // back. While lines are left, fill reads only as much as has room behind them, perhaps nothing.
   IoResult fill(FdView fd) noexcept {
     const IoResult result = read(fd, prepare());
     commit(result.bytes);
@@ -974,7 +969,7 @@ class LineBuffer {
   // Where to put bytes that do not come from a descriptor's read; then say with commit how many
   // there are (zero too: the block goes back).
   std::span<char> prepare() noexcept {
-    if (!block_.reserve(block_size - block_.size())) std::terminate();
+    if (block_.empty() && !block_.reserve(block_size)) std::terminate();
     return block_.room();
   }
   void commit(std::size_t count) noexcept {
@@ -1098,6 +1093,7 @@ class WriteBuffer {
   WriteLimits limits_;
 };
 
-}  // namespace edgewise::inline v0
+}  // namespace v0
+}  // namespace edgewise
 
 #endif  // EDGEWISE_HPP
