@@ -63,7 +63,7 @@ void request_stop(int) { stop_requested = 1; }
 constexpr Token listener_token{0};
 
 // One client may fill this many blocks of 64 KiB before others have their turn.
-constexpr int reads_per_event = 16;
+constexpr int reads_per_event = 2;
 
 // How long to listen to a rejected client, so that it can read why.
 constexpr auto linger_time = 1s;
