@@ -29,15 +29,16 @@
 //           if (!accepted.ok()) continue;
 //           poller.add(accepted.fd, Token{next}, Interest::readable);
 //           clients[Token{next++}].socket = std::move(accepted.fd);
-//           continue;
 //         }
-//         Client& client = clients[event.token()];
+//         const auto found = clients.find(event.token());
+//         if (found == clients.end()) continue;
+//         Client& client = found->second;
 //         const IoResult result = client.lines.fill(client.socket);
 //         while (const auto line = client.lines.next())
 //           std::fwrite(line->data(), 1, line->size(), stdout);
 //         if (!result.ended()) continue;
 //         poller.remove(client.socket);
-//         clients.erase(event.token());
+//         clients.erase(found);
 //       }
 //     }
 //   }
@@ -53,8 +54,8 @@
 // - Moving bytes and accepting never throws: would-block and end-of-stream are
 //   results, and a result cannot be ignored by accident.
 // - EINTR never reaches you, and SIGPIPE never kills you.
-// - Every descriptor is made non-blocking and close-on-exec by the system call
-//   that creates it.
+// - Every socket is made non-blocking, and every descriptor close-on-exec, by
+//   the system call that creates it.
 // - Objects of the same type on different threads are independent. One object
 //   belongs to one thread at a time, except where its comment says otherwise.
 #ifndef EDGEWISE_HPP
@@ -71,8 +72,7 @@
 #endif
 
 #include <arpa/inet.h>
-#include <linux/time_types.h>  // __kernel_timespec, epoll_pwait2's timeout
-#include <net/if.h>            // the zone of a link-local IPv6 address
+#include <net/if.h>  // the zone of a link-local IPv6 address
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): POSIX's part
@@ -93,6 +93,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <optional>
@@ -109,17 +110,18 @@ inline namespace v0 {
 // 1  Errors and results
 //
 // Two kinds of failure want two answers. A port that is taken ends the set-up, so it is an
-// exception. A socket with nothing to read is Tuesday, so it is a value that the loop looks at.
+// exception. A socket with nothing to read is ordinary, so it is a value that the loop looks at.
 // ===========================================================================
 
 namespace detail {
 
-[[noreturn]] inline void fail(int error, const std::string& what) {
+[[noreturn]] inline void fail(int error, std::initializer_list<std::string_view> words) {
+  std::string what;
+  for (const std::string_view word : words) what += word;
 #ifdef __cpp_exceptions
   throw std::system_error(error, std::generic_category(), what);
 #else
-  const std::string reason = std::generic_category().message(error);
-  std::fprintf(stderr, "%s: %s\n", what.c_str(), reason.c_str());
+  std::fprintf(stderr, "%s: %s\n", what.c_str(), std::strerror(error));
   std::abort();
 #endif
 }
@@ -223,8 +225,7 @@ class FdView {
 //
 // epoll(7) is a set of descriptors inside the kernel. You say once what you want to know of each
 // (your interest) and give it a token; then you ask again and again which of them are ready. An
-// answer costs time for the ready ones only, however many are idle. That is the whole secret of ten
-// thousand clients on one thread.
+// answer costs time for the ready ones only, however many are idle.
 // ===========================================================================
 
 // Who is ready: 64 bits of your choice, handed back with every event. All values are yours. Never
@@ -258,11 +259,14 @@ constexpr Mode operator|(Mode left, Mode right) noexcept {
   return Mode{static_cast<std::uint32_t>(left) | static_cast<std::uint32_t>(right)};
 }
 
-// True if the set, of Interests or of Modes, holds any part of what is looked for.
-template <class Set>
-constexpr bool has(Set set, Set part) noexcept {
+namespace detail {
+
+template <class Flags>
+constexpr bool has(Flags set, Flags part) noexcept {
   return (static_cast<std::uint32_t>(set) & static_cast<std::uint32_t>(part)) != 0;
 }
+
+}  // namespace detail
 
 // One ready descriptor, laid out as the kernel's epoll_event.
 //
@@ -296,13 +300,26 @@ class Event {
 };
 static_assert(sizeof(Event) == sizeof(::epoll_event));
 
-// The events of one wait: a view into the Poller, overwritten by its next wait.
-using Events = std::span<const Event>;
+// The events of one wait, to iterate over: a view into the Poller, overwritten by its next wait.
+class Events {
+ public:
+  Events(const Event* first, std::size_t count) noexcept : first_(first), count_(count) {}
+
+  const Event* begin() const noexcept { return first_; }
+  const Event* end() const noexcept { return first_ + count_; }
+  std::size_t size() const noexcept { return count_; }
+  bool empty() const noexcept { return count_ == 0; }
+  const Event& operator[](std::size_t index) const noexcept { return first_[index]; }
+
+ private:
+  const Event* first_;
+  std::size_t count_;
+};
 
 // Owns one epoll instance and the array that receives its events.
 //
-// Cost: every member but wait(timeout) is one system call; that one also reads the clock, which is
-// none. Memory is allocated by the constructor alone.
+// Cost: one system call each; set takes a second where it adds. Waiting with a limit also reads the
+// clock, which is none. Memory is allocated by the constructor alone.
 // Errors: all but try_add and remove throw std::system_error.
 // Threads: one waits at a time. add, modify, set and remove may be called from any thread, also
 // during a wait, and take effect in it. See epoll(7), epoll_ctl(2), epoll_wait(2).
@@ -311,16 +328,16 @@ class Poller {
   // `batch` is the most events that one wait hands out. If more are ready, the kernel takes them in
   // turn, so none starves however small the batch.
   explicit Poller(std::size_t batch = 256) : epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
-    if (!epoll_) detail::fail(errno, "create a poller");
+    if (const int error = errno; !epoll_) detail::fail(error, {"create a poller"});
     if (batch == 0 || batch > INT_MAX / sizeof(Event))
-      detail::fail(EINVAL, "create a poller with a batch of " + std::to_string(batch) + " events");
+      detail::fail(EINVAL, {"create a poller with a batch of ", std::to_string(batch), " events"});
     events_ = std::make_unique<Event[]>(batch);
     batch_ = batch;
   }
 
   // Starts reporting a descriptor. What is ready already is reported too, in every mode.
   void add(FdView fd, Token token, Interest interest, Mode mode = Mode::level) {
-    if (has(mode, Mode::exclusive)) check_exclusive(fd, interest, mode);
+    if (detail::has(mode, Mode::exclusive)) check_exclusive(fd, interest, mode);
     if (const auto error = try_add(fd, token, interest, mode)) refuse("add", fd, error.value());
   }
 
@@ -334,14 +351,15 @@ class Poller {
   // Changes token, interest and mode. Anything ready is reported afresh, also in edge-triggered and
   // one-shot mode: this is how an edge is armed again.
   void modify(FdView fd, Token token, Interest interest, Mode mode = Mode::level) {
-    if (has(mode, Mode::exclusive)) refuse_exclusive("modify", fd, "modify: remove and add");
+    if (detail::has(mode, Mode::exclusive))
+      refuse_exclusive("modify", fd, "modify: remove and add");
     if (const auto error = control(EPOLL_CTL_MOD, fd, token, interest, mode))
       refuse("modify", fd, error.value());
   }
 
   // Modifies what was added, adds what was not.
   void set(FdView fd, Token token, Interest interest, Mode mode = Mode::level) {
-    if (has(mode, Mode::exclusive)) refuse_exclusive("set", fd, "set: remove and add");
+    if (detail::has(mode, Mode::exclusive)) refuse_exclusive("set", fd, "set: remove and add");
     auto error = control(EPOLL_CTL_MOD, fd, token, interest, mode);
     if (error.value() == ENOENT) error = control(EPOLL_CTL_ADD, fd, token, interest, mode);
     if (error) refuse("set", fd, error.value());
@@ -356,23 +374,25 @@ class Poller {
   // Waits for at least one event, for as long as that takes.
   Events wait() & {
     for (;;) {
-      const int ready = collect(std::nullopt);
+      const int ready = collect(nullptr);
       if (ready >= 0) return {events_.get(), static_cast<std::size_t>(ready)};
     }
   }
 
   // Waits for at least one event, for `timeout` at most. No events: time is up. Zero (or less) only
-  // looks. Precise to the nanosecond where the kernel has epoll_pwait2 (5.11), else rounded up to a
-  // millisecond; never early. A signal handler that runs meanwhile does not prolong the wait, nor
-  // end it.
-  Events wait(std::chrono::nanoseconds timeout) & {
-    using std::chrono::steady_clock;
-    constexpr auto none = std::chrono::nanoseconds::zero();
-    timeout = std::max(timeout, none);
+  // looks; more than a century is forever. Precise to the nanosecond where the kernel has
+  // epoll_pwait2 (5.11), else rounded up to a millisecond; never early. A signal handler that runs
+  // meanwhile does not prolong the wait, nor end it.
+  template <class Rep, class Period>
+  Events wait(std::chrono::duration<Rep, Period> timeout) & {
+    using std::chrono::nanoseconds, std::chrono::steady_clock;
+    constexpr std::chrono::hours century{24 * 36525};
+    if (timeout > century) return wait();
     const auto start = steady_clock::now();
-    if (timeout > steady_clock::time_point::max() - start) return wait();
-    for (auto left = timeout;; left = std::max(start + timeout - steady_clock::now(), none)) {
-      const int ready = collect(left);
+    const auto limit = std::max(std::chrono::ceil<nanoseconds>(timeout), nanoseconds::zero());
+    for (auto left = limit;;
+         left = std::max(start + limit - steady_clock::now(), nanoseconds::zero())) {
+      const int ready = collect(&left);
       if (ready >= 0) return {events_.get(), static_cast<std::size_t>(ready)};
     }
   }
@@ -380,13 +400,13 @@ class Poller {
   // The same up to a point in time. One in the past only looks.
   Events wait_until(std::chrono::steady_clock::time_point deadline) & {
     const auto now = std::chrono::steady_clock::now();
-    if (deadline <= now) return wait(std::chrono::nanoseconds::zero());
-    return wait(deadline - now);
+    return wait(deadline > now ? deadline - now : std::chrono::nanoseconds::zero());
   }
 
   // A range-for over a temporary poller's events would read freed memory.
   Events wait() && = delete;
-  Events wait(std::chrono::nanoseconds) && = delete;
+  template <class Rep, class Period>
+  Events wait(std::chrono::duration<Rep, Period>) && = delete;
   Events wait_until(std::chrono::steady_clock::time_point) && = delete;
 
   // An epoll instance is itself a descriptor that another poller can watch.
@@ -395,12 +415,14 @@ class Poller {
  private:
   // The kernel would say EINVAL and leave the reader to guess.
   static void check_exclusive(FdView fd, Interest interest, Mode mode) {
-    if (has(mode, Mode::oneshot)) refuse_exclusive("add", fd, "Mode::oneshot");
-    if (has(interest, Interest::priority)) refuse_exclusive("add", fd, "Interest::priority");
+    if (detail::has(mode, Mode::oneshot)) refuse_exclusive("add", fd, "Mode::oneshot");
+    if (detail::has(interest, Interest::priority))
+      refuse_exclusive("add", fd, "Interest::priority");
   }
 
   [[noreturn]] static void refuse_exclusive(const char* verb, FdView fd, const char* clash) {
-    detail::fail(EINVAL, describe(verb, fd) + " (Mode::exclusive cannot go with " + clash + ")");
+    detail::fail(EINVAL, {"poller: ", verb, " descriptor ", std::to_string(fd.get()),
+                          " (Mode::exclusive cannot go with ", clash, ")"});
   }
 
   [[noreturn]] static void refuse(const char* verb, FdView fd, int error) {
@@ -408,14 +430,10 @@ class Poller {
     if (error == EEXIST) hint = " (it was added before: modify or set it)";
     if (error == ENOENT) hint = " (it was never added: add or set it)";
     if (error == EBADF) hint = " (it is not open)";
-    if (error == EINVAL) hint = " (it is the poller itself, or was added with Mode::exclusive)";
-    if (error == EPERM) hint = " (a regular file or directory is always ready: just read it)";
+    if (error == EINVAL) hint = " (it is a poller itself, or was added with Mode::exclusive)";
+    if (error == EPERM) hint = " (it cannot be waited for, like a regular file: just use it)";
     if (error == ENOSPC) hint = " (the limit fs.epoll.max_user_watches is reached)";
-    detail::fail(error, describe(verb, fd) + hint);
-  }
-
-  static std::string describe(const char* verb, FdView fd) {
-    return "poller: " + std::string(verb) + " descriptor " + std::to_string(fd.get());
+    detail::fail(error, {"poller: ", verb, " descriptor ", std::to_string(fd.get()), hint});
   }
 
   std::error_code control(int operation, FdView fd, Token token, Interest interest,
@@ -424,7 +442,7 @@ class Poller {
     event.events = static_cast<std::uint32_t>(interest) | static_cast<std::uint32_t>(mode);
     // With EPOLLEXCLUSIVE the kernel refuses EPOLLRDHUP; an end of stream is EPOLLIN as well, so
     // nothing is missed.
-    if (has(mode, Mode::exclusive)) event.events &= ~std::uint32_t{EPOLLRDHUP};
+    if (detail::has(mode, Mode::exclusive)) event.events &= ~std::uint32_t{EPOLLRDHUP};
     event.data.u64 = static_cast<std::uint64_t>(token);
     const int result = ::epoll_ctl(epoll_.get(), operation, fd.get(), &event);
     return {result == 0 ? 0 : errno, std::generic_category()};
@@ -432,7 +450,7 @@ class Poller {
 
   // One system call. Returns the number of events, or -1 where the caller has to wait on for the
   // rest of its time.
-  int collect(std::optional<std::chrono::nanoseconds> timeout) {
+  int collect(const std::chrono::nanoseconds* timeout) {
     if (precise_) {
       const int ready = epoll_pwait2(timeout);
       if (ready >= 0) return ready;
@@ -441,26 +459,26 @@ class Poller {
       if (precise_) return interrupted();
     }
     // Rounded up: rounding down would spin through the last millisecond.
-    using std::chrono::milliseconds;
-    const auto limit = timeout ? std::chrono::ceil<milliseconds>(*timeout) : milliseconds{-1};
-    const bool clamped = limit.count() > INT_MAX;
-    const int ready = ::epoll_wait(epoll_.get(), &events_[0].raw_, static_cast<int>(batch_),
-                                   clamped ? INT_MAX : static_cast<int>(limit.count()));
+    const std::int64_t limit = timeout != nullptr ? (timeout->count() + 999'999) / 1'000'000 : -1;
+    const bool clamped = limit > INT_MAX;
+    const int ready = ::epoll_wait(epoll_.get(), raw_events(), static_cast<int>(batch_),
+                                   clamped ? INT_MAX : static_cast<int>(limit));
     if (ready < 0) return interrupted();
     return ready == 0 && clamped ? -1 : ready;
   }
 
   // Through syscall(2), since a C library may lack it where the kernel has it.
-  int epoll_pwait2(std::optional<std::chrono::nanoseconds> timeout) noexcept {
+  int epoll_pwait2(const std::chrono::nanoseconds* timeout) noexcept {
 #ifdef SYS_epoll_pwait2
-    ::__kernel_timespec limit{};
-    if (timeout) {
-      limit.tv_sec = timeout->count() / 1'000'000'000;
-      limit.tv_nsec = timeout->count() % 1'000'000'000;
-    }
-    return static_cast<int>(::syscall(SYS_epoll_pwait2, epoll_.get(), &events_[0].raw_,
-                                      static_cast<int>(batch_), timeout ? &limit : nullptr, nullptr,
-                                      0));
+    // The kernel's own timespec, 64 bits wide on 32-bit machines too.
+    struct {
+      std::int64_t seconds, nanoseconds;
+    } limit{};
+    if (timeout != nullptr)
+      limit = {timeout->count() / 1'000'000'000, timeout->count() % 1'000'000'000};
+    return static_cast<int>(::syscall(SYS_epoll_pwait2, epoll_.get(), raw_events(),
+                                      static_cast<int>(batch_),
+                                      timeout != nullptr ? &limit : nullptr, nullptr, 0));
 #else
     static_cast<void>(timeout);
     errno = ENOSYS;
@@ -468,8 +486,10 @@ class Poller {
 #endif
   }
 
+  ::epoll_event* raw_events() noexcept { return reinterpret_cast<::epoll_event*>(events_.get()); }
+
   static int interrupted() {
-    if (errno != EINTR) detail::fail(errno, "poller: wait");
+    if (const int error = errno; error != EINTR) detail::fail(error, {"poller: wait"});
     return -1;
   }
 
@@ -497,16 +517,14 @@ class Address {
     if (colon == std::string_view::npos) return std::nullopt;
     std::string_view host = text.substr(0, colon);
     const std::string_view digits = text.substr(colon + 1);
-    std::uint16_t port = 0;
-    const char* end = digits.data() + digits.size();
-    const auto [rest, error] = std::from_chars(digits.data(), end, port);
-    if (error != std::errc{} || rest != end) return std::nullopt;
+    std::uint32_t port = 0;
+    if (!parse_number(digits, port) || port > UINT16_MAX) return std::nullopt;
     const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']' &&
                            host.find(':') != std::string_view::npos;
     if (bracketed) host = host.substr(1, host.size() - 2);
     // Without brackets, 2001:db8::1:80 could mean two things.
     if (!bracketed && host.find(':') != std::string_view::npos) return std::nullopt;
-    return from(host, port);
+    return from(host, static_cast<std::uint16_t>(port));
   }
 
   // The same from its parts; an IPv6 host stands without brackets here.
@@ -524,9 +542,11 @@ class Address {
     }
     address = Address();
     if (char* zone = std::strchr(text.data(), '%'); zone != nullptr) {
-      *zone = '\0';
-      address.raw_.v6.sin6_scope_id = ::if_nametoindex(zone + 1);
-      if (address.raw_.v6.sin6_scope_id == 0) return std::nullopt;
+      *zone++ = '\0';
+      // By its interface's name or, as in RFC 4007, by number.
+      address.raw_.v6.sin6_scope_id = ::if_nametoindex(zone);
+      if (address.raw_.v6.sin6_scope_id == 0 && !parse_number(zone, address.raw_.v6.sin6_scope_id))
+        return std::nullopt;
     }
     if (::inet_pton(AF_INET6, text.data(), &address.raw_.v6.sin6_addr) != 1) return std::nullopt;
     address.raw_.v6.sin6_family = AF_INET6;
@@ -542,18 +562,23 @@ class Address {
 
   // As parse reads it.
   std::string to_string() const {
+    if (family() == AF_UNSPEC) return "unspecified";
+    const bool v6 = family() == AF_INET6;
+    const void* bytes = v6 ? static_cast<const void*>(&raw_.v6.sin6_addr) : &raw_.v4.sin_addr;
     std::array<char, INET6_ADDRSTRLEN> host{};
-    if (family() == AF_INET) {
-      ::inet_ntop(AF_INET, &raw_.v4.sin_addr, host.data(), host.size());
-      return std::string(host.data()) + ':' + std::to_string(port());
+    ::inet_ntop(family(), bytes, host.data(), host.size());
+    std::string text = v6 ? "[" : "";
+    text += host.data();
+    if (v6 && raw_.v6.sin6_scope_id != 0) {
+      std::array<char, IF_NAMESIZE> zone{};
+      text += '%';
+      text += ::if_indextoname(raw_.v6.sin6_scope_id, zone.data()) != nullptr
+                  ? zone.data()
+                  : std::to_string(raw_.v6.sin6_scope_id);
     }
-    if (family() != AF_INET6) return "unspecified";
-    ::inet_ntop(AF_INET6, &raw_.v6.sin6_addr, host.data(), host.size());
-    std::array<char, IF_NAMESIZE> zone{};
-    const bool zoned = raw_.v6.sin6_scope_id != 0 &&
-                       ::if_indextoname(raw_.v6.sin6_scope_id, zone.data()) != nullptr;
-    return '[' + std::string(host.data()) + (zoned ? "%" : "") + zone.data() +
-           "]:" + std::to_string(port());
+    text += v6 ? "]:" : ":";
+    text += std::to_string(port());
+    return text;
   }
 
   // For system calls.
@@ -562,10 +587,11 @@ class Address {
     return family() == AF_INET6 ? sizeof raw_.v6 : sizeof raw_.v4;
   }
 
-  // From what a system call has written.
-  static Address from(const ::sockaddr_storage& native) noexcept {
+  // From what a system call or getaddrinfo(3) has written. Unspecified if it is neither IPv4 nor 6.
+  static Address from_native(const ::sockaddr* native, ::socklen_t size) noexcept {
     Address address;
-    std::memcpy(&address.raw_.v6, &native, sizeof address.raw_.v6);
+    const bool known = native->sa_family == AF_INET || native->sa_family == AF_INET6;
+    if (known && size <= sizeof address.raw_.v6) std::memcpy(&address.raw_.v6, native, size);
     return address;
   }
 
@@ -579,6 +605,12 @@ class Address {
   }
 
  private:
+  static bool parse_number(std::string_view text, std::uint32_t& number) noexcept {
+    const char* end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data(), end, number);
+    return error == std::errc{} && rest == end;
+  }
+
   union Raw {
     ::sockaddr_in6 v6{};  // the largest, first, so that all of it is zeroed
     ::sockaddr_in v4;
@@ -588,7 +620,7 @@ class Address {
 
 // How to listen. The defaults suit a server.
 struct ListenOptions {
-  int backlog = SOMAXCONN;    // connections that wait to be accepted
+  int backlog = INT_MAX;      // connections that wait: net.core.somaxconn is the limit
   bool reuse_address = true;  // restart at once, though old ones linger
   bool reuse_port = false;    // several listeners share the port (socket(7))
   bool dual_stack = true;     // an IPv6 listener on [::] takes IPv4 too
@@ -615,24 +647,30 @@ inline bool set_option(FdView socket, int level, int option, bool value) noexcep
 [[nodiscard]] inline Fd listen(const Address& address, const ListenOptions& options = {}) {
   using detail::set_option;
   Fd fd = detail::stream_socket(address);
-  const bool listening = fd && set_option(fd, SOL_SOCKET, SO_REUSEADDR, options.reuse_address) &&
-                         set_option(fd, SOL_SOCKET, SO_REUSEPORT, options.reuse_port) &&
-                         set_option(fd, IPPROTO_TCP, TCP_NODELAY, options.no_delay) &&
+  const auto enable = [&](bool wanted, int level, int option) {
+    return !wanted || set_option(fd, level, option, true);
+  };
+  const bool listening = fd && enable(options.reuse_address, SOL_SOCKET, SO_REUSEADDR) &&
+                         enable(options.reuse_port, SOL_SOCKET, SO_REUSEPORT) &&
+                         enable(options.no_delay, IPPROTO_TCP, TCP_NODELAY) &&
                          (address.family() != AF_INET6 ||
                           set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, !options.dual_stack)) &&
                          ::bind(fd.get(), address.data(), address.size()) == 0 &&
                          ::listen(fd.get(), options.backlog) == 0;
-  if (!listening) detail::fail(errno, "listen on " + address.to_string());
+  if (const int error = errno; !listening) detail::fail(error, {"listen on ", address.to_string()});
   return fd;
 }
 
 // The address that a socket is bound to. Throws std::system_error.
 [[nodiscard]] inline Address local_address(FdView socket) {
-  ::sockaddr_storage native{};
-  ::socklen_t length = sizeof native;
-  if (::getsockname(socket.get(), reinterpret_cast<::sockaddr*>(&native), &length) != 0)
-    detail::fail(errno, "address of descriptor " + std::to_string(socket.get()));
-  return Address::from(native);
+  ::sockaddr_storage storage{};
+  auto* native = reinterpret_cast<::sockaddr*>(&storage);
+  ::socklen_t length = sizeof storage;
+  if (::getsockname(socket.get(), native, &length) != 0) {
+    const int error = errno;
+    detail::fail(error, {"address of descriptor ", std::to_string(socket.get())});
+  }
+  return Address::from_native(native, length);
 }
 
 enum class AcceptStatus : std::uint8_t {
@@ -666,17 +704,15 @@ inline AcceptStatus classify_accept_error(int error) noexcept {
     case ENFILE:
     case ENOBUFS:
     case ENOMEM: return AcceptStatus::exhausted;
-    // Linux passes pending network errors of the new connection on: accept(2) says to treat them as
-    // a reason to try again. EPERM: a firewall refused.
+    // Linux may pass pending network errors of the new connection on: accept(2) says to treat them
+    // as a reason to try again.
     case ECONNABORTED:
     case EPROTO:
-    case EPERM:
     case ENETDOWN:
     case ENOPROTOOPT:
     case EHOSTDOWN:
     case ENONET:
     case EHOSTUNREACH:
-    case EOPNOTSUPP:
     case ENETUNREACH:
     case ETIMEDOUT: return AcceptStatus::retry;
     default: return AcceptStatus::failed;
@@ -690,19 +726,19 @@ inline AcceptStatus classify_accept_error(int error) noexcept {
 // After `exhausted` the client is still in the queue: a level-triggered listener reports it again
 // at once, an edge-triggered one not until the next arrives. See accept4(2).
 inline Accepted accept(FdView listener) noexcept {
-  ::sockaddr_storage native{};
-  const int fd = detail::retry_on_eintr([&] {
-    ::socklen_t length = sizeof native;
-    return ::accept4(listener.get(), reinterpret_cast<::sockaddr*>(&native), &length,
-                     SOCK_NONBLOCK | SOCK_CLOEXEC);
-  });
+  ::sockaddr_storage storage{};
+  auto* native = reinterpret_cast<::sockaddr*>(&storage);
+  ::socklen_t length = 0;
   Accepted accepted;
-  if (fd >= 0) {
-    accepted.fd.reset(fd);
-    accepted.peer = Address::from(native);
+  accepted.fd.reset(detail::retry_on_eintr([&] {
+    length = sizeof storage;
+    return ::accept4(listener.get(), native, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  }));
+  if (accepted.fd) {
+    accepted.peer = Address::from_native(native, length);
   } else {
     accepted.error = errno;
-    accepted.status = detail::classify_accept_error(errno);
+    accepted.status = detail::classify_accept_error(accepted.error);
   }
   return accepted;
 }
@@ -742,7 +778,7 @@ inline Connected connect(const Address& address) noexcept {
 }
 
 // How a connection in progress went: ok, failed, or would_block if it is still in progress. To be
-// called when the socket is writable. One or two system calls.
+// called when the socket is writable. A failure is told once and is final. One or two system calls.
 inline IoResult finish_connect(FdView socket) noexcept {
   int error = 0;
   ::socklen_t length = sizeof error;
@@ -770,36 +806,23 @@ inline IoResult moved(::ssize_t count) noexcept {
   return {0, IoStatus::failed, errno};
 }
 
-// Keeps SIGPIPE from this thread while it writes to a pipe, for which there is no MSG_NOSIGNAL: the
-// signal is blocked, and if the write raised it, swallowed.
-class SigpipeBlock {
- public:
-  SigpipeBlock() noexcept {
-    ::sigset_t pending;
-    ::sigpending(&pending);
-    was_pending_ = ::sigismember(&pending, SIGPIPE) == 1;
-    ::sigemptyset(&sigpipe_);
-    ::sigaddset(&sigpipe_, SIGPIPE);
-    ::pthread_sigmask(SIG_BLOCK, &sigpipe_, &before_);
-  }
-  ~SigpipeBlock() {
-    constexpr ::timespec now{};
-    if (!was_pending_) ::sigtimedwait(&sigpipe_, nullptr, &now);
-    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-  }
-  SigpipeBlock(const SigpipeBlock&) = delete;
-  SigpipeBlock& operator=(const SigpipeBlock&) = delete;
-
- private:
-  ::sigset_t sigpipe_;
-  ::sigset_t before_;
-  bool was_pending_;
-};
-
-inline IoResult write_to_non_socket(FdView fd, std::span<const ::iovec> pieces) noexcept {
-  const SigpipeBlock no_signal;
-  const auto count = static_cast<int>(pieces.size());
-  return moved(retry_on_eintr([&] { return ::writev(fd.get(), pieces.data(), count); }));
+// Pipes and the like have no MSG_NOSIGNAL. So SIGPIPE is blocked for this thread while it writes,
+// and if the write raised it, swallowed.
+inline IoResult write_to_non_socket(FdView fd, const ::iovec* pieces, std::size_t count) noexcept {
+  ::sigset_t sigpipe;
+  ::sigset_t before;
+  ::sigset_t pending;
+  ::sigemptyset(&sigpipe);
+  ::sigaddset(&sigpipe, SIGPIPE);
+  ::sigpending(&pending);
+  ::pthread_sigmask(SIG_BLOCK, &sigpipe, &before);
+  const IoResult result =
+      moved(retry_on_eintr([&] { return ::writev(fd.get(), pieces, static_cast<int>(count)); }));
+  constexpr ::timespec now{};
+  if (result.error == EPIPE && ::sigismember(&pending, SIGPIPE) == 0)
+    ::sigtimedwait(&sigpipe, nullptr, &now);
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return result;
 }
 
 }  // namespace detail
@@ -823,20 +846,25 @@ inline IoResult write(FdView fd, std::string_view bytes) noexcept {
       [&] { return ::send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL); }));
   if (result.error != ENOTSOCK) return result;
   const ::iovec piece{const_cast<char*>(bytes.data()), bytes.size()};
-  return detail::write_to_non_socket(fd, {&piece, 1});
+  return detail::write_to_non_socket(fd, &piece, 1);
 }
 
 // The same for bytes in several pieces, of which the first IOV_MAX (1,024) are looked at. See
 // sendmsg(2), writev(2).
 inline IoResult writev(FdView fd, std::span<const ::iovec> pieces) noexcept {
-  pieces = pieces.first(std::min<std::size_t>(pieces.size(), IOV_MAX));
+  const std::size_t count = pieces.size() < IOV_MAX ? pieces.size() : IOV_MAX;
   ::msghdr message{};
   message.msg_iov = const_cast<::iovec*>(pieces.data());
-  message.msg_iovlen = pieces.size();
+  message.msg_iovlen = static_cast<decltype(message.msg_iovlen)>(count);  // int in musl
   const IoResult result = detail::moved(
       detail::retry_on_eintr([&] { return ::sendmsg(fd.get(), &message, MSG_NOSIGNAL); }));
-  return result.error == ENOTSOCK ? detail::write_to_non_socket(fd, pieces) : result;
+  if (result.error != ENOTSOCK) return result;
+  return detail::write_to_non_socket(fd, pieces.data(), count);
 }
+
+// Says that nothing more will be written (half-close): the peer reads what is on its way, then end
+// of stream, and can still answer. See shutdown(2), SHUT_WR.
+inline void shutdown_write(FdView socket) noexcept { ::shutdown(socket.get(), SHUT_WR); }
 
 namespace detail {
 
@@ -844,8 +872,8 @@ namespace detail {
 // have in common.
 //
 // The first block of a queue has FirstBlock bytes, and each thread keeps up to Spares of those for
-// its next queues. So queues that fill and empty all day allocate nothing, and still an empty one
-// owns nothing.
+// its next queues. So up to Spares queues at once that need no more than that fill and empty all
+// day without an allocation, and still an empty one owns nothing.
 template <std::size_t FirstBlock, std::size_t Spares>
 class ByteQueue {
  public:
@@ -873,8 +901,10 @@ class ByteQueue {
     if (extra <= capacity_ - end_) return true;
     const std::size_t needed = size() + extra;
     // The bytes move to the front if that gains a quarter of their number, else to a block with a
-    // quarter to spare. So at most four are moved for each one put in: the cost is linear.
-    if (needed <= capacity_ && size() <= 4 * begin_) {
+    // quarter to spare. So at most four are moved for each one put in: the cost is linear. A block
+    // that a peak has left much too large is changed for a smaller one.
+    const bool oversized = capacity_ > FirstBlock && needed < capacity_ / 8;
+    if (needed <= capacity_ && size() <= 4 * begin_ && !oversized) {
       std::memmove(block_.get(), bytes().data(), size());
     } else {
       const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed + size() / 4));
@@ -889,30 +919,51 @@ class ByteQueue {
     return true;
   }
 
-  // Forgets the bytes and parts with the memory. Destroying does not hand the block to the spares,
-  // since they may be gone when the thread ends.
+  // Forgets the bytes and parts with the memory.
   void reset() noexcept {
-    auto& [blocks, count] = spares();
-    if (capacity_ == FirstBlock && count < Spares) blocks[count++] = std::move(block_);
+    if (capacity_ == FirstBlock) keep_spare(std::move(block_));
     block_.reset();
     begin_ = end_ = capacity_ = 0;
   }
 
  private:
   using Block = std::unique_ptr<char[]>;
-  struct SpareBlocks {
-    std::array<Block, Spares> blocks;
-    std::size_t count = 0;
+
+  // A list that runs through the first bytes of the blocks. It has no destructor, so that static
+  // objects may still use queues when the main thread's thread-local objects are gone.
+  struct SpareList {
+    char* first;
+    std::size_t count;
+    bool closed;
+  };
+  static inline constinit thread_local SpareList spares{nullptr, 0, false};
+
+  // NOLINTNEXTLINE(cppcoreguidelines-special-member-functions): one a thread, never copied
+  struct CloseAtThreadExit {
+    ~CloseAtThreadExit() {
+      while (spares.count > 0) take_spare();
+      spares.closed = true;
+    }
   };
 
-  static SpareBlocks& spares() noexcept {
-    static thread_local SpareBlocks instance;
-    return instance;
+  static void keep_spare(Block block) noexcept {
+    if (spares.count == Spares || spares.closed) return;
+    static thread_local const CloseAtThreadExit at_thread_exit;
+    static_cast<void>(at_thread_exit);
+    std::memcpy(block.get(), &spares.first, sizeof spares.first);
+    spares.first = block.release();
+    ++spares.count;
+  }
+
+  static Block take_spare() noexcept {
+    Block block(spares.first);
+    std::memcpy(&spares.first, block.get(), sizeof spares.first);
+    --spares.count;
+    return block;
   }
 
   static Block new_block(std::size_t capacity) noexcept {
-    auto& [blocks, count] = spares();
-    if (capacity == FirstBlock && count > 0) return std::move(blocks[--count]);
+    if (capacity == FirstBlock && spares.count > 0) return take_spare();
     return Block(new (std::nothrow) char[capacity]);
   }
 
@@ -947,9 +998,9 @@ class ByteQueue {
 // of it. Only a line that the end of the block cuts is copied, into memory of its own.
 //
 // Cost: every byte is looked at once, in memchr, and copied at most once (and once more now and
-// then as a long line grows), however the stream is cut. An idle buffer owns no heap memory; one
-// that holds a piece of a line holds little more than that piece. Out of memory ends the program
-// (noexcept).
+// then as a long line grows), however the stream is cut. Whole lines cost no allocation, a line
+// that is cut one or two. An idle buffer owns no heap memory; one that holds a piece of a line, at
+// most twice that piece. Out of memory ends the program (noexcept).
 class LineBuffer {
  public:
   static constexpr std::size_t block_size = 65536;
@@ -1013,9 +1064,9 @@ class LineBuffer {
   }
 
   std::nullopt_t keep_partial(std::string_view bytes) noexcept {
+    // Memory that a long line has left goes back when a short piece, or nothing, comes after it.
+    if (partial_.empty() && partial_.capacity() > 2 * bytes.size()) std::string().swap(partial_);
     partial_.append(bytes);
-    // Not clear(), which keeps the memory.
-    if (partial_.empty()) std::string().swap(partial_);
     block_.reset();
     return std::nullopt;
   }
@@ -1038,7 +1089,7 @@ class LineBuffer {
 // 7  WriteBuffer                                                 (chapter 04)
 //
 // A peer reads as fast as it likes. What its socket does not take at once has to wait here, in
-// order, and not for ever: a buffer without a bound is a leak with a delay.
+// order, and not forever: a buffer without a bound is a leak with a delay.
 // ===========================================================================
 
 // How much may wait for one peer, in bytes.
@@ -1049,8 +1100,8 @@ struct WriteLimits {
 
 // Bytes queued for one peer.
 //
-// Cost: append copies; flush is one send(2) of all that is queued, and one more if the socket took
-// only a part. Empty, it owns no heap memory.
+// Cost: append copies; flush is one send(2) of all that is queued. Empty, it owns no heap memory;
+// else at most about twice what is queued, and at least 4 KiB.
 class WriteBuffer {
  public:
   explicit WriteBuffer(WriteLimits limits = {}) noexcept : limits_(limits) {}
@@ -1065,21 +1116,18 @@ class WriteBuffer {
     return true;
   }
 
-  // Sends until the buffer is empty (ok) or the socket full (would_block: wait until it is
-  // writable, and call again; nothing is lost or sent twice).
+  // Sends once: ok if the buffer is empty now, would_block if a part is left. Then the socket is
+  // full (epoll(7) says that a partial write is proof enough, in edge-triggered mode too): wait
+  // until it is writable, and call again. Nothing is lost or sent twice.
   IoResult flush(FdView fd) noexcept {
-    IoResult total;
-    while (!empty()) {
-      const IoResult result = write(fd, queue_.bytes());
-      queue_.take(result.bytes);
-      total.bytes += result.bytes;
-      if (result.ok()) continue;
-      total.status = result.status;
-      total.error = result.error;
-      return total;
+    IoResult result = write(fd, queue_.bytes());
+    queue_.take(result.bytes);
+    if (queue_.empty()) {
+      queue_.reset();
+    } else if (result.ok()) {
+      result.status = IoStatus::would_block;
     }
-    queue_.reset();
-    return total;
+    return result;
   }
 
   bool empty() const noexcept { return queue_.empty(); }
