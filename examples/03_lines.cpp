@@ -59,7 +59,7 @@ class Server {
       if (accepted.retry()) continue;
       if (!accepted.ok()) return;
       const Token token{next_token_++};
-      // Can fail for want of kernel memory: then this client is closed.
+      // Can fail for lack of kernel memory: then this client is closed.
       if (poller_.try_add(accepted.fd, token, Interest::readable, Mode::edge))
         continue;
       clients_[token].socket = std::move(accepted.fd);

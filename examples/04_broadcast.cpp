@@ -5,6 +5,8 @@
 //
 //   04_broadcast [ADDRESS:PORT]  127.0.0.1:8080 if left out
 //   nc 127.0.0.1 8080            in two or three other terminals
+//
+// It gives up clients who read too slowly, and spins when descriptors run out.
 
 #include <csignal>
 #include <iostream>
@@ -27,13 +29,20 @@ constexpr Token listener_token{0};
 // One client may fill this many blocks of 64 KiB before others have their turn.
 constexpr int reads_per_event = 2;
 
+enum class State {
+  open,
+  deaf,      // takes nothing any more: read to the end, then closed
+  reset,     // the same, but half a line at its end is not worth sending
+  finished,  // its stream has ended: sent what is queued, then closed
+  too_slow,  // its queue is full: closed
+};
+
 struct Client {
   Fd socket;
   LineBuffer lines;
   WriteBuffer output;
   bool awaits_room = false;  // its socket is full: Interest::writable is set
-  bool finished = false;     // its stream ended: closed when output is sent
-  bool too_slow = false;     // output is full: closed without further ado
+  State state = State::open;
 };
 
 class Server {
@@ -66,7 +75,7 @@ class Server {
       if (accepted.retry()) continue;
       if (!accepted.ok()) return;
       const Token token{next_token_++};
-      // Can fail for want of kernel memory: then this client is closed.
+      // Can fail for lack of kernel memory: then this client is closed.
       if (poller_.try_add(accepted.fd, token, Interest::readable, Mode::edge))
         continue;
       clients_[token].socket = std::move(accepted.fd);
@@ -75,8 +84,9 @@ class Server {
 
   void read_client(Token token) {
     const auto found = clients_.find(token);
-    if (found == clients_.end() || found->second.finished) return;
+    if (found == clients_.end()) return;
     Client& client = found->second;
+    if (client.state == State::finished) return;
     for (int reads = 0; reads < reads_per_event; ++reads) {
       const IoResult result = client.lines.fill(client.socket);
       while (const auto line = client.lines.next()) broadcast(token, *line);
@@ -90,20 +100,21 @@ class Server {
 
   // The client will say nothing more, but may still be listening.
   void finish(Token token, Client& client) {
+    if (client.state == State::reset) return drop(token);
     if (!client.lines.rest().empty()) {
       broadcast(token, std::string(client.lines.rest()) + '\n');
     }
-    client.finished = true;
+    client.state = State::finished;
     if (client.output.empty()) drop(token);
   }
 
   void broadcast(Token sender, std::string_view line) {
     for (auto& [token, client] : clients_) {
-      if (token == sender || client.finished || client.too_slow) continue;
+      if (token == sender || client.state != State::open) continue;
       // What is not empty is in the list already, or awaits room.
       if (client.output.empty()) unsent_.push_back(token);
       if (client.output.append(line)) continue;
-      client.too_slow = true;
+      client.state = State::too_slow;
       unsent_.push_back(token);
     }
   }
@@ -112,11 +123,22 @@ class Server {
     const auto found = clients_.find(token);
     if (found == clients_.end()) return;
     Client& client = found->second;
+    if (client.state == State::too_slow) return drop(token);
     const IoResult result = client.output.flush(client.socket);
-    const bool done = client.finished && result.ok();
-    if (result.failed() || done || client.too_slow) return drop(token);
+    if (client.state == State::finished && !result.would_block())
+      return drop(token);
+    if (result.failed()) return stop_writing(token, client, result.error);
     if (client.awaits_room == result.would_block()) return;
     client.awaits_room = result.would_block();
+    set_interest(token, client);
+  }
+
+  // The client is gone, but lines that it sent before may still be unread. So
+  // only reading ends it: modify reports what there is to read once more.
+  void stop_writing(Token token, Client& client, int error) {
+    client.state = error == ECONNRESET ? State::reset : State::deaf;
+    client.output = WriteBuffer();
+    client.awaits_room = false;
     set_interest(token, client);
   }
 

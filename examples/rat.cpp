@@ -13,7 +13,6 @@
 #include <csignal>
 #include <deque>
 #include <iostream>
-#include <limits>
 #include <unordered_map>
 #include <vector>
 
@@ -51,6 +50,9 @@ struct Options {
   bool version = false;
 };
 
+// A longer line would leave no room for another in a client's queue.
+constexpr std::uint32_t longest_max_line = 1 << 24;
+
 // What a bad command line is answered with.
 struct UsageError {
   std::string what;
@@ -67,6 +69,9 @@ constexpr int reads_per_event = 2;
 
 // How long to listen to a rejected client, so that it can read why.
 constexpr auto linger_time = 1s;
+
+// How long not to accept when descriptors have run out.
+constexpr auto accept_pause = 100ms;
 
 // Lines to standard error. A log must never stop the server: where nobody reads
 // the pipe that standard error leads to, lines are left out and counted.
@@ -98,11 +103,14 @@ std::string name_of(Token token) {
   return "client " + std::to_string(static_cast<std::uint64_t>(token));
 }
 
-enum class State : std::uint8_t {
+enum class State {
   open,
-  finished,  // its stream ended: closed when its output is sent
-  rejected,  // sent an over-long line: told so, then closed
-  too_slow,  // its output is full: closed without further ado
+  deaf,       // takes nothing any more: read to the end, then closed
+  reset,      // the same, but half a line at its end is not worth sending
+  finished,   // its stream has ended: sent what is queued, then closed
+  rejected,   // sent an over-long line: told so, then lingering
+  lingering,  // our half is closed, and what it still sends is thrown away
+  too_slow,   // its queue is full: closed
 };
 
 struct Client {
@@ -127,8 +135,7 @@ class Server {
 
   void run() {
     while (stop_requested == 0) {
-      const Events events = poller_.wait(100ms);
-      for (const Event& event : events) {
+      for (const Event& event : poller_.wait(100ms)) {
         if (event.token() == listener_token) {
           accept_clients();
         } else {
@@ -139,8 +146,8 @@ class Server {
       for (const Token token : unsent_) flush(token);
       unsent_.clear();
       drop_lingering();
-      // Another process may have given descriptors back: look now and then.
-      if (events.empty()) resume_accepting();
+      if (accepting_paused_ && steady_clock::now() >= resume_at_)
+        resume_accepting();
     }
     log_.line("stopped");
   }
@@ -170,6 +177,7 @@ class Server {
   void pause_accepting(int error) {
     poller_.modify(listener_, listener_token, Interest::none);
     accepting_paused_ = true;
+    resume_at_ = steady_clock::now() + accept_pause;
     if (!std::exchange(shortage_logged_, true))
       log_.line("cannot accept more than " + std::to_string(clients_.size()) +
                 " clients: " + std::generic_category().message(error));
@@ -201,7 +209,6 @@ class Server {
 
   // The client will say nothing more, but may still be listening.
   void finish(Token token, Client& client) {
-    if (client.state == State::rejected) return drop(token, "line too long");
     if (!client.lines.rest().empty()) {
       broadcast(token, std::string(client.lines.rest()) + '\n');
     }
@@ -214,13 +221,18 @@ class Server {
   // only our half is closed, and for a while what comes is read and thrown
   // away.
   void reject(Token token, Client& client) {
-    if (client.state == State::rejected) return;
+    if (client.state != State::open) return;
     const std::string reason = "error: a line may have at most " +
                                std::to_string(options_.max_line) +
                                " bytes, its newline included\n";
     if (client.output.empty()) unsent_.push_back(token);
     client.state =
         client.output.append(reason) ? State::rejected : State::too_slow;
+  }
+
+  void linger(Token token, Client& client) {
+    client.state = State::lingering;
+    shutdown_write(client.socket);
     lingering_.emplace_back(steady_clock::now() + linger_time, token);
   }
 
@@ -249,17 +261,24 @@ class Server {
     const auto found = clients_.find(token);
     if (found == clients_.end()) return;
     Client& client = found->second;
-    const IoResult result = client.output.flush(client.socket);
-    if (result.failed())
-      return drop(token, std::generic_category().message(result.error));
     if (client.state == State::too_slow)
       return drop(token, "reads too slowly, its queue is full");
-    if (client.state == State::finished && result.ok())
+    const IoResult result = client.output.flush(client.socket);
+    if (client.state == State::finished && !result.would_block())
       return drop(token, "end of stream");
-    if (client.state == State::rejected && result.ok())
-      ::shutdown(client.socket.get(), SHUT_WR);
+    if (result.failed()) return stop_writing(token, client, result.error);
+    if (client.state == State::rejected && result.ok()) linger(token, client);
     if (client.awaits_room == result.would_block()) return;
     client.awaits_room = result.would_block();
+    set_interest(token, client);
+  }
+
+  // The client is gone, but lines that it sent before may still be unread. So
+  // only reading ends it: modify reports what there is to read once more.
+  void stop_writing(Token token, Client& client, int error) {
+    client.state = error == ECONNRESET ? State::reset : State::deaf;
+    client.output = WriteBuffer();
+    client.awaits_room = false;
     set_interest(token, client);
   }
 
@@ -286,19 +305,21 @@ class Server {
   std::vector<Token> unsent_;  // whose output was empty before this turn
   std::deque<std::pair<steady_clock::time_point, Token>> lingering_;
   bool accepting_paused_ = false;
+  steady_clock::time_point resume_at_;
   bool shortage_logged_ = false;
 };
 
 template <class Number>
 Number parse_number(std::string_view name, std::string_view text,
-                    Number smallest) {
+                    Number smallest, Number largest) {
   Number number{};
   const char* end = text.data() + text.size();
   const auto [rest, error] = std::from_chars(text.data(), end, number);
-  if (error == std::errc{} && rest == end && number >= smallest) return number;
+  if (error == std::errc{} && rest == end && number >= smallest &&
+      number <= largest)
+    return number;
   throw UsageError{std::string(name) + " takes a number from " +
-                   std::to_string(smallest) + " to " +
-                   std::to_string(std::numeric_limits<Number>::max()) +
+                   std::to_string(smallest) + " to " + std::to_string(largest) +
                    ", not '" + std::string(text) + "'"};
 }
 
@@ -317,9 +338,10 @@ Options parse_options(std::span<char* const> arguments) {
     if (name == "--host") {
       options.host = value();
     } else if (name == "--port") {
-      options.port = parse_number<std::uint16_t>(name, value(), 0);
+      options.port = parse_number<std::uint16_t>(name, value(), 0, 65535);
     } else if (name == "--max-line") {
-      options.max_line = parse_number<std::uint32_t>(name, value(), 1);
+      options.max_line =
+          parse_number<std::uint32_t>(name, value(), 1, longest_max_line);
     } else if (argument == "--echo") {
       options.echo = true;
     } else if (argument == "--quiet") {
