@@ -1,0 +1,1620 @@
+// check: grades a broadcast server, chapter by chapter, in any language.
+//
+//   check NN -- PROGRAM [ARGUMENT...]
+//
+//   check 04 -- build/examples/04_broadcast 127.0.0.1:0
+//   check 04 -- python3 my_server.py 127.0.0.1:{port}
+//   check rat -- build/examples/rat --port 0
+//
+// NN is the chapter (01 02 03 04) or rat. The program is started anew for each
+// check and is seen from outside only. `{port}` in an argument stands for a
+// port that is free. Options for doctest go in front of NN, such as
+// -tc='*reset*' to make only the checks whose names match.
+
+#include <sys/ioctl.h>
+
+#include <atomic>
+#include <iostream>
+#include <map>
+#include <random>
+#include <set>
+#include <span>
+#include <thread>
+
+#define DOCTEST_CONFIG_IMPLEMENT
+#include <doctest/doctest.h>
+
+#include "peers.hpp"
+
+using namespace peers;
+
+namespace {
+
+// ---------------------------------------------------------------------------
+// The program to check
+// ---------------------------------------------------------------------------
+
+struct Subject {
+  std::string milestone;
+  Command command;
+
+  bool is_rat() const { return milestone == "rat"; }
+  bool broadcasts() const { return milestone == "04" || is_rat(); }
+};
+
+Subject subject;
+
+// Why the check that runs could not be made on this machine, if so.
+std::string skip_reason;
+
+void skip(std::string reason) { skip_reason = std::move(reason); }
+
+constexpr std::size_t max_line = 65536;
+
+Command command_with(const Command& extra) {
+  Command command = subject.command;
+  for (std::string& argument : command) {
+    const auto place = argument.find("{port}");
+    if (place != argument.npos)
+      argument.replace(place, 6, std::to_string(free_port()));
+  }
+  command.insert(command.end(), extra.begin(), extra.end());
+  return command;
+}
+
+// The same with another address to listen on.
+Command command_for(const std::string& address) {
+  if (subject.is_rat()) {
+    const auto colon = address.rfind(':');
+    std::string host = address.substr(0, colon);
+    if (host.starts_with('[')) host = host.substr(1, host.size() - 2);
+    return command_with({"--host", host, "--port", address.substr(colon + 1)});
+  }
+  Command command = command_with({});
+  if (command.size() > 1) command.pop_back();
+  command.push_back(address);
+  return command;
+}
+
+RoomOptions room_options() {
+  RoomOptions options;
+  options.broadcasts = subject.broadcasts();
+  return options;
+}
+
+class StartedRoom : public Room {
+ public:
+  explicit StartedRoom(const Command& extra = {})
+      : Room(command_with(extra), room_options()) {}
+};
+
+// ---------------------------------------------------------------------------
+// Assertions
+// ---------------------------------------------------------------------------
+
+void expect(bool holds, const std::string& expected, const std::string& got) {
+  if (!holds) fail(expected, got);
+}
+
+void expect_equal(const std::string& what, std::size_t got,
+                  std::size_t wanted) {
+  expect(got == wanted, what + ": " + std::to_string(wanted),
+         std::to_string(got));
+}
+
+// Shows that the server serves whoever comes now, and so has met all who came
+// before: they stood in the same queue.
+void prove_service(Room& room) {
+  if (subject.milestone == "01") {
+    room.wait_for_end_of_stream(room.connect());
+  } else if (subject.broadcasts()) {
+    for (Peer* peer : room.join(2)) peer->leave();
+  } else {
+    const bool lines = subject.milestone == "03";
+    const std::string text = lines ? "are you there?" : std::string(76, '.');
+    const std::string answer = lines ? ": " + text + '\n' : " sent 77 bytes\n";
+    const std::size_t before = room.output().size();
+    Peer& peer = room.connect();
+    peer.say(text + '\n');
+    room.wait(
+        [&] {
+          return room.output().substr(before).find(answer) !=
+                 std::string_view::npos;
+        },
+        "a new client is served: it prints " + shown(answer));
+    peer.leave();
+  }
+  expect(room.server().running(), "it is still running", room.server().fate());
+}
+
+// A run-time may open a descriptor or two when it is first needed.
+std::size_t base_line(const Room& room) { return room.idle_descriptors() + 3; }
+
+// ---------------------------------------------------------------------------
+// Runs that end by themselves
+// ---------------------------------------------------------------------------
+
+std::string in_words(const Command& command) {
+  std::string text;
+  for (const std::string& argument : command)
+    text += (text.empty() ? "" : " ") +
+            (argument.empty() || argument.find(' ') != argument.npos
+                 ? '\'' + argument + '\''
+                 : argument);
+  return text;
+}
+
+bool is_one_line(std::string_view text) {
+  return text.size() > 1 && text.find('\n') == text.size() - 1;
+}
+
+void expect_refusal(const Command& command, int code) {
+  step("run " + in_words(command));
+  Process process(command);
+  process.wait_for_exit("it ends");
+  expect(process.exited_with(code), "exit code " + std::to_string(code),
+         process.fate());
+  expect(is_one_line(process.error()), "one line on standard error",
+         shown(process.error()));
+  expect(process.output().empty(), "nothing on standard output",
+         shown(process.output()));
+}
+
+void expect_busy_port_refusal(const Command& command,
+                              const std::string& address) {
+  step("run " + in_words(command) + ", the port being taken");
+  Process process(command);
+  process.wait_for_exit("it ends");
+  expect(process.exited_with(1), "exit code 1", process.fate());
+  expect(is_one_line(process.error()), "one line on standard error",
+         shown(process.error()));
+  for (const std::string& part :
+       {address, std::string("Address already in use")})
+    expect(process.error().find(part) != std::string::npos,
+           shown(part) + " on standard error", shown(process.error()));
+}
+
+void expect_clean_exit(Room& room, int signal, const std::string& name) {
+  step("send " + name);
+  room.server().signal(signal);
+  room.server().wait_for_exit("it ends");
+  expect(room.server().exited_with(0), "exit code 0", room.server().fate());
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------
+// Every milestone
+// ---------------------------------------------------------------------------
+
+TEST_SUITE_BEGIN("all");
+
+TEST_CASE("the first line tells the real address") {
+  StartedRoom room;
+  step("connect to the port that the first line names");
+  expect(room.port() != 0, "a port that is not 0", room.first_line());
+  prove_service(room);
+}
+
+TEST_CASE("a busy port is reported in one line and by exit code 1") {
+  const Descriptor taken = bind_free_port(true);
+  const std::string address =
+      "127.0.0.1:" + std::to_string(local_port(taken.get()));
+  expect_busy_port_refusal(command_for(address), address);
+}
+
+TEST_CASE("an IPv6 address is written in brackets") {
+  if (!has_ipv6_loopback()) return skip("this machine has no IPv6 loopback");
+  Room room(command_for("[::1]:0"), room_options());
+  step("start it on [::1]:0");
+  expect(room.first_line().starts_with("listening on [::1]:"),
+         "listening on [::1]:PORT", room.first_line());
+  prove_service(room);
+}
+
+TEST_CASE("SIGTERM ends it with exit code 0") {
+  StartedRoom room;
+  prove_service(room);
+  expect_clean_exit(room, SIGTERM, "SIGTERM");
+}
+
+TEST_CASE("SIGINT ends it with exit code 0") {
+  StartedRoom room;
+  prove_service(room);
+  expect_clean_exit(room, SIGINT, "SIGINT");
+}
+
+TEST_CASE("SIGTERM ends it while clients are connected") {
+  StartedRoom room;
+  step("three clients connect");
+  for (int i = 0; i < 3; ++i) room.connect();
+  prove_service(room);
+  expect_clean_exit(room, SIGTERM, "SIGTERM");
+}
+
+TEST_CASE("it survives being stopped and continued") {
+  StartedRoom room;
+  for (int i = 0; i < 3; ++i) {
+    prove_service(room);
+    room.wait_for_descriptors(base_line(room));
+    room.server().wait_until_asleep();
+    step("send SIGSTOP, then SIGCONT, which interrupts its wait");
+    room.server().stop();
+    room.server().resume();
+    prove_service(room);
+  }
+}
+
+TEST_CASE("200 clients that connect and leave at once leave nothing behind") {
+  StartedRoom room;
+  step("200 times connect and close");
+  for (int i = 0; i < 200; ++i) {
+    Peer& peer = room.connect();
+    peer.leave();
+    room.forget(peer);
+  }
+  prove_service(room);
+  room.wait_for_descriptors(base_line(room));
+}
+
+TEST_CASE("200 clients that connect and reset leave nothing behind") {
+  StartedRoom room;
+  step("200 times connect and reset");
+  for (int i = 0; i < 200; ++i) {
+    Peer& peer = room.connect();
+    peer.reset();
+    room.forget(peer);
+  }
+  prove_service(room);
+  room.wait_for_descriptors(base_line(room));
+}
+
+TEST_CASE("a client that says nothing harms nobody") {
+  StartedRoom room;
+  Peer& silent = room.connect();
+  for (int i = 0; i < 3; ++i) prove_service(room);
+  step("one client connects and is silent, others come and go");
+  room.watch_for(100ms);
+  if (subject.milestone != "01")
+    expect(!silent.ended(), "the silent client stays connected",
+           room.describe_peer(silent));
+}
+
+namespace {
+
+void expect_idle(Room& room) {
+  const auto busy_before = room.server().cpu_time();
+  const auto start = Clock::now();
+  room.watch_for(500ms);
+  const std::chrono::duration<double> watched = Clock::now() - start;
+  const double share = (room.server().cpu_time() - busy_before) / watched * 100;
+  expect(share < 20, "next to no processor time, as there is nothing to do",
+         std::to_string(static_cast<int>(share)) + " % of a processor");
+}
+
+}  // namespace
+
+TEST_CASE("an idle server uses no processor time") {
+  StartedRoom room;
+  prove_service(room);
+  for (int i = 0; i < 3; ++i) room.connect();
+  prove_service(room);
+  step("three clients are connected and silent for half a second");
+  expect_idle(room);
+}
+
+TEST_SUITE_END();
+
+// ---------------------------------------------------------------------------
+// The milestones, whose one argument is an address
+// ---------------------------------------------------------------------------
+
+TEST_SUITE_BEGIN("address");
+
+TEST_CASE("a bad address is refused in one line and by exit code 2") {
+  for (const char* bad : {"nonsense", "127.0.0.1:99999", "127.0.0.1", ":",
+                          "[::1]", "127.0.0.1:80x", ""})
+    expect_refusal(command_for(bad), 2);
+}
+
+TEST_CASE("a second argument is refused in one line and by exit code 2") {
+  Command command = command_for("127.0.0.1:0");
+  command.emplace_back("127.0.0.1:0");
+  expect_refusal(command, 2);
+}
+
+TEST_SUITE_END();
+
+// ---------------------------------------------------------------------------
+// 01
+// ---------------------------------------------------------------------------
+
+TEST_SUITE_BEGIN("01");
+
+TEST_CASE("each connection is printed with its address, and closed") {
+  StartedRoom room;
+  std::string printed;
+  for (int i = 0; i < 3; ++i) {
+    step("a client connects and reads");
+    Peer& peer = room.connect();
+    printed +=
+        "connection from 127.0.0.1:" + std::to_string(peer.port()) + '\n';
+    room.wait_for_output(printed);
+    room.wait_for_end_of_stream(peer);
+    expect(peer.inbox.empty(), "nothing to read", shown(peer.inbox));
+  }
+}
+
+TEST_CASE("connections that came at the same time are all accepted") {
+  StartedRoom room;
+  step("stop the server, connect five times, continue the server");
+  room.server().stop();
+  std::string printed;
+  for (int i = 0; i < 5; ++i)
+    printed +=
+        "connection from 127.0.0.1:" + std::to_string(room.connect().port()) +
+        '\n';
+  room.server().resume();
+  room.wait_for_output(printed);
+}
+
+TEST_SUITE_END();
+
+// ---------------------------------------------------------------------------
+// 02
+// ---------------------------------------------------------------------------
+
+TEST_SUITE_BEGIN("02-03");
+
+TEST_CASE("a client that closes has left") {
+  StartedRoom room;
+  step("a client connects");
+  Peer& peer = room.connect();
+  room.wait_for_output("client 1 connected\n");
+  step("it closes");
+  peer.leave();
+  room.wait_for_output("client 1 connected\nclient 1 left\n");
+}
+
+TEST_CASE("a client that resets has left") {
+  StartedRoom room;
+  step("a client connects");
+  Peer& peer = room.connect();
+  room.wait_for_output("client 1 connected\n");
+  step("it resets");
+  peer.reset();
+  room.wait_for_output("client 1 connected\nclient 1 left\n");
+}
+
+TEST_CASE("a client that half-closes has left, and reads end of stream") {
+  StartedRoom room;
+  step("a client connects");
+  Peer& peer = room.connect();
+  room.wait_for_output("client 1 connected\n");
+  step("it half-closes");
+  peer.finish();
+  room.wait_for_output("client 1 connected\nclient 1 left\n");
+  room.wait_for_end_of_stream(peer);
+}
+
+TEST_CASE("clients are numbered from 1, and no number is used again") {
+  StartedRoom room;
+  step("a client connects, leaves, and another connects");
+  std::string printed = "client 1 connected\n";
+  Peer& first = room.connect();
+  room.wait_for_output(printed);
+  first.leave();
+  printed += "client 1 left\n";
+  room.wait_for_output(printed);
+  Peer& second = room.connect();
+  printed += "client 2 connected\n";
+  room.wait_for_output(printed);
+  step("a third one connects, then the second one leaves");
+  room.connect();
+  printed += "client 3 connected\n";
+  room.wait_for_output(printed);
+  second.leave();
+  printed += "client 2 left\n";
+  room.wait_for_output(printed);
+}
+
+TEST_CASE("the descriptor of a client that left is closed") {
+  StartedRoom room;
+  prove_service(room);
+  room.wait_for_descriptors(base_line(room));
+  step("20 clients connect; all leave, by close, reset and half-close");
+  std::vector<Peer*> clients;
+  clients.reserve(20);
+  for (int i = 0; i < 20; ++i) clients.push_back(&room.connect());
+  prove_service(room);
+  for (std::size_t i = 0; i < clients.size(); ++i) {
+    if (i % 3 == 0) clients[i]->leave();
+    if (i % 3 == 1) clients[i]->reset();
+    if (i % 3 == 2) clients[i]->finish();
+  }
+  room.wait_for_descriptors(base_line(room));
+}
+
+TEST_SUITE_END();
+
+TEST_SUITE_BEGIN("02");
+
+TEST_CASE("it prints how many bytes each client has sent") {
+  StartedRoom room;
+  std::string printed = "client 1 connected\nclient 2 connected\n";
+  step("two clients connect");
+  Peer& first = room.connect();
+  Peer& second = room.connect();
+  room.wait_for_output(printed);
+  for (int i = 0; i < 2; ++i) {
+    step("the second sends 7 bytes, then the first sends 6");
+    second.say("7 bytes");
+    printed += "client 2 sent 7 bytes\n";
+    room.wait_for_output(printed);
+    first.say("hello\n");
+    printed += "client 1 sent 6 bytes\n";
+    room.wait_for_output(printed);
+  }
+}
+
+TEST_CASE("what a client sent before it left is counted") {
+  StartedRoom room;
+  Peer& peer = room.connect();
+  room.wait_for_output("client 1 connected\n");
+  step("stop the server, a client sends 6 bytes and closes, continue");
+  room.server().stop();
+  peer.say("hello\n");
+  peer.leave();
+  room.server().resume();
+  room.wait_for_output(
+      "client 1 connected\nclient 1 sent 6 bytes\nclient 1 left\n");
+}
+
+TEST_SUITE_END();
+
+// ---------------------------------------------------------------------------
+// 03
+// ---------------------------------------------------------------------------
+
+TEST_SUITE_BEGIN("03");
+
+TEST_CASE("a line that comes in pieces is printed whole") {
+  StartedRoom room;
+  std::string printed = "client 1 connected\nclient 2 connected\n";
+  Peer& talker = room.connect();
+  Peer& marker = room.connect();
+  room.wait_for_output(printed);
+  for (const char piece : std::string_view("hello")) {
+    step(R"(a client sends "hello\n" byte by byte)");
+    talker.say({&piece, 1});
+    // Once this is printed, the server has seen the piece by itself.
+    marker.say("mark\n");
+    printed += "client 2: mark\n";
+    room.wait_for_output(printed);
+  }
+  talker.say("\n");
+  printed += "client 1: hello\n";
+  room.wait_for_output(printed);
+}
+
+TEST_CASE("several lines in one segment are printed apart") {
+  StartedRoom room;
+  Peer& talker = room.connect();
+  step(R"(a client sends "one\ntwo\n\nthree\nfo" at once, then "ur\n")");
+  std::string printed =
+      "client 1 connected\nclient 1: one\nclient 1: two\n"
+      "client 1: \nclient 1: three\n";
+  talker.say("one\ntwo\n\nthree\nfo");
+  room.wait_for_output(printed);
+  talker.say("ur\n");
+  printed += "client 1: four\n";
+  room.wait_for_output(printed);
+}
+
+TEST_CASE("more than one read's worth of lines is printed to the last") {
+  StartedRoom room;
+  Peer& talker = room.connect();
+  step("a client sends 20,000 lines in one go");
+  std::string printed = "client 1 connected\n";
+  std::string sent;
+  for (int i = 0; i < 20'000; ++i) {
+    const std::string line = "line " + std::to_string(i) + '\n';
+    sent += line;
+    printed += "client 1: " + line;
+  }
+  talker.say(sent);
+  room.wait_for_output(printed);
+}
+
+TEST_CASE("an over-long line drops its sender and nobody else") {
+  StartedRoom room;
+  std::string printed = "client 1 connected\nclient 2 connected\n";
+  Peer& talker = room.connect();
+  Peer& other = room.connect();
+  room.wait_for_output(printed);
+  step("a client sends a line of 65,536 bytes");
+  const std::string longest(max_line - 1, 'x');
+  talker.say(longest + '\n');
+  printed += "client 1: " + longest + '\n';
+  room.wait_for_output(printed);
+  step(R"(it sends "before\n" and a line of 65,537 bytes)");
+  talker.say("before\n" + longest + "x\n");
+  printed += "client 1: before\nclient 1 left\n";
+  room.wait_for_output(printed);
+  room.wait_for_end(talker);
+  step(R"(another client sends "after\n")");
+  other.say("after\n");
+  printed += "client 2: after\n";
+  room.wait_for_output(printed);
+}
+
+TEST_CASE("a line without an end drops its sender, too") {
+  StartedRoom room;
+  Peer& talker = room.connect();
+  step("a client sends 200,000 bytes without a newline");
+  talker.say(std::string(200'000, 'x'));
+  room.wait_for_output("client 1 connected\nclient 1 left\n");
+}
+
+TEST_CASE("half a line is not printed after a reset") {
+  StartedRoom room;
+  std::string printed = "client 1 connected\nclient 1: whole\n";
+  Peer& talker = room.connect();
+  step(R"(a client sends "whole\nhalf" and resets)");
+  talker.say("whole\nhalf");
+  room.wait_for_output(printed);
+  talker.reset();
+  printed += "client 1 left\n";
+  room.wait_for_output(printed);
+}
+
+TEST_SUITE_END();
+
+// ---------------------------------------------------------------------------
+// 04 and rat
+// ---------------------------------------------------------------------------
+
+namespace {
+
+std::vector<std::string_view> lines_of(std::string_view text) {
+  std::vector<std::string_view> lines;
+  while (!text.empty()) {
+    const std::size_t length = std::min(text.find('\n'), text.size() - 1) + 1;
+    lines.push_back(text.substr(0, length));
+    text.remove_prefix(length);
+  }
+  return lines;
+}
+
+// Waits until a peer has exactly these lines, in whatever order.
+void wait_for_lines(Room& room, Peer& peer, std::vector<std::string> wanted) {
+  std::size_t size = 0;
+  for (const std::string& line : wanted) size += line.size();
+  const std::string what =
+      peer.name() + " gets " + std::to_string(wanted.size()) +
+      " lines in any order, among them " + shown(wanted.back());
+  room.wait([&] { return peer.inbox.size() >= size || peer.ended(); }, what);
+  const auto lines = lines_of(peer.inbox);
+  std::vector<std::string> got(lines.begin(), lines.end());
+  std::ranges::sort(got);
+  std::ranges::sort(wanted);
+  if (got != wanted) fail(what, room.describe_peer(peer));
+  peer.inbox.clear();
+}
+
+// A peer sends a line, and everybody named gets it next, and nothing else.
+void expect_delivery(Room& room, Peer& sender, const std::string& line,
+                     const std::vector<Peer*>& receivers) {
+  sender.say(line);
+  for (Peer* receiver : receivers) room.wait_for_inbox(*receiver, line);
+}
+
+}  // namespace
+
+TEST_SUITE_BEGIN("04+");
+
+TEST_CASE("a line goes to all the others and not to its sender") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& a = *peers[0];
+  Peer& b = *peers[1];
+  Peer& c = *peers[2];
+  for (int i = 0; i < 3; ++i) {
+    step(R"(A says "from a\n", then B "from b\n", then C "from c\n")");
+    expect_delivery(room, a, "from a\n", {&b, &c});
+    expect_delivery(room, b, "from b\n", {&a, &c});
+    expect_delivery(room, c, "from c\n", {&a, &b});
+  }
+  expect(room.output().empty(), "nothing more on standard output",
+         shown(room.output()));
+}
+
+TEST_CASE("a line cut in two at any place comes out whole") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& talker = *peers[0];
+  Peer& marker = *peers[1];
+  Peer& reader = *peers[2];
+  const std::string line = "hello, world\n";
+  for (std::size_t cut = 1; cut < line.size(); ++cut) {
+    const std::string head = line.substr(0, cut);
+    const std::string tail = line.substr(cut);
+    step("A sends " + shown(head) + R"(, B "mark\n", A )" + shown(tail));
+    talker.say(head);
+    // Once C has this, the server has seen the head by itself.
+    expect_delivery(room, marker, "mark\n", {&reader});
+    talker.say(tail);
+    room.wait_for_inbox(reader, line);
+  }
+}
+
+TEST_CASE("a line sent byte by byte comes out whole") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& talker = *peers[0];
+  Peer& marker = *peers[1];
+  Peer& reader = *peers[2];
+  const std::string line = "hello, world\n";
+  step(R"(A sends "hello, world\n" byte by byte, B a line after each)");
+  for (const char& piece : line) {
+    talker.say({&piece, 1});
+    if (piece != '\n') expect_delivery(room, marker, "mark\n", {&reader});
+  }
+  room.wait_for_inbox(reader, line);
+}
+
+TEST_CASE("many lines in one segment come out in order") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  step("A sends 10,000 lines in one go");
+  std::string text;
+  for (int i = 0; i < 10'000; ++i) text += "line " + std::to_string(i) + '\n';
+  expect_delivery(room, *peers[0], text, {peers[1], peers[2]});
+}
+
+TEST_CASE("a line may hold any bytes") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  step("A sends all byte values, NUL and \\r\\n among them");
+  std::string text;
+  for (int i = 0; i < 256; ++i) {
+    if (i != '\n') text += static_cast<char>(i);
+  }
+  text += "\r\n";
+  text += std::string("\0\n", 2);
+  text += "\r\n";
+  expect_delivery(room, *peers[0], text, {peers[1], peers[2]});
+}
+
+TEST_CASE("an empty line is a line") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  step(R"(A sends "\n", then "\n\nword\n\n")");
+  expect_delivery(room, *peers[0], "\n", {peers[1], peers[2]});
+  expect_delivery(room, *peers[0], "\n\nword\n\n", {peers[1], peers[2]});
+}
+
+TEST_CASE("a line of 65,536 bytes passes") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  step(R"(A sends "before\n", twice a line of 65,536 bytes, and "after\n")");
+  const std::string longest = std::string(max_line - 1, 'x') + '\n';
+  expect_delivery(room, *peers[0], "before\n" + longest + longest + "after\n",
+                  {peers[1], peers[2]});
+  step("A sends the first half of such a line, B a line, A the rest");
+  peers[0]->say(longest.substr(0, 30'000));
+  expect_delivery(room, *peers[1], "mark\n", {peers[2]});
+  peers[0]->say(longest.substr(30'000));
+  room.wait_for_inbox(*peers[2], longest);
+}
+
+TEST_CASE("a line of 65,537 bytes drops its sender; lines before it go out") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& talker = *peers[0];
+  Peer& other = *peers[1];
+  Peer& reader = *peers[2];
+  step(R"(A sends "before\n", a line of 65,537 bytes and "behind\n")");
+  talker.say("before\n" + std::string(max_line, 'x') + "\nbehind\n");
+  room.wait_for_inbox(reader, "before\n");
+  room.wait_for_inbox(other, "before\n");
+  room.wait_for_end(talker);
+  step(R"(after that, B sends "after\n")");
+  expect_delivery(room, other, "after\n", {&reader});
+  expect(other.inbox.empty(), "B has nothing more", shown(other.inbox));
+}
+
+TEST_CASE("a line without an end drops its sender, too") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& talker = *peers[0];
+  Peer& other = *peers[1];
+  Peer& reader = *peers[2];
+  const std::size_t before = room.server().descriptors();
+  step("A sends 500,000 bytes without a newline");
+  talker.say(std::string(500'000, 'x'));
+  room.wait_for_end(talker);
+  talker.leave();
+  room.wait_for_descriptors(before - 1);
+  step(R"(after that, B sends "after\n")");
+  expect_delivery(room, other, "after\n", {&reader});
+}
+
+TEST_CASE("1,000 clients get each line once and in order") {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < 1100) return skip("it needs 1,100 descriptors");
+  StartedRoom room;
+  const auto peers = room.join(1000);
+  step("1,000 clients are connected, A sends 20 lines one by one");
+  std::string all;
+  for (std::size_t i = 0; i < 20; ++i) {
+    const std::string line = "line " + std::to_string(i) + '\n';
+    all += line;
+    peers[0]->say(line);
+    room.wait_for_inbox(*peers[1 + i], all);
+    peers[1 + i]->inbox = all;
+  }
+  const std::vector<Peer*> others(peers.begin() + 1, peers.end());
+  for (Peer* peer : others) room.wait_for_inbox(*peer, all);
+  step("... and another one");
+  expect_delivery(room, *peers[0], "last\n", others);
+}
+
+TEST_CASE("eight who talk at once never garble one another's lines") {
+  constexpr std::size_t count = 8;
+  constexpr std::size_t lines_each = 2000;
+  StartedRoom room;
+  const auto peers = room.join(count);
+  step("8 clients send 2,000 lines each, at the same time");
+  std::mt19937 random(2024);
+  std::uniform_int_distribution<std::size_t> lengths(0, 300);
+  std::vector<std::string> sent(count);
+  std::size_t total = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const char letter = static_cast<char>('A' + i);
+    for (std::size_t k = 0; k < lines_each; ++k)
+      sent[i] += letter + std::to_string(k) + ' ' +
+                 std::string(lengths(random), letter) + '\n';
+    total += sent[i].size();
+  }
+  for (std::size_t i = 0; i < count; ++i) peers[i]->say(sent[i]);
+  for (std::size_t i = 0; i < count; ++i) {
+    room.wait([&] { return peers[i]->inbox.size() >= total - sent[i].size(); },
+              peers[i]->name() + " gets all lines of the seven others");
+    // What begins with a letter, put together, must be what that one sent.
+    std::vector<std::string> heard(count);
+    for (const std::string_view line : lines_of(peers[i]->inbox)) {
+      const auto from = static_cast<std::size_t>(line[0] - 'A');
+      expect(from < count && from != i,
+             peers[i]->name() + " gets lines of the others", shown(line));
+      const std::string_view next =
+          std::string_view(sent[from]).substr(heard[from].size());
+      if (!next.starts_with(line))
+        fail("the next line from " + peers[from]->name() + " is " +
+                 shown(next.substr(0, next.find('\n') + 1)),
+             shown(line));
+      heard[from] += line;
+    }
+    for (std::size_t from = 0; from < count; ++from)
+      expect_equal("bytes from " + peers[from]->name(), heard[from].size(),
+                   from == i ? 0 : sent[from].size());
+  }
+}
+
+TEST_CASE("half a line is thrown away when its sender resets") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& talker = *peers[0];
+  Peer& other = *peers[1];
+  Peer& reader = *peers[2];
+  const std::size_t before = room.server().descriptors();
+  step(R"(A sends "whole\nhalf" and resets, then B sends "after\n")");
+  talker.say("whole\nhalf");
+  room.wait_for_inbox(reader, "whole\n");
+  room.wait_for_inbox(other, "whole\n");
+  talker.reset();
+  room.wait_for_descriptors(before - 1);
+  expect_delivery(room, other, "after\n", {&reader});
+  expect_delivery(room, reader, "answer\n", {&other});
+}
+
+TEST_CASE("an unterminated last line is delivered with a newline") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& talker = *peers[0];
+  Peer& other = *peers[1];
+  Peer& reader = *peers[2];
+  step(R"(A sends "whole\nlast" and half-closes)");
+  talker.say("whole\nlast");
+  talker.finish();
+  room.wait_for_inbox(reader, "whole\nlast\n");
+  room.wait_for_inbox(other, "whole\nlast\n");
+  room.wait_for_end_of_stream(talker);
+  step(R"(B sends "whole\n" and half-closes)");
+  other.say("whole\n");
+  other.finish();
+  room.wait_for_inbox(reader, "whole\n");
+  room.wait_for_end_of_stream(other);
+  step(R"(D joins and sends "after\n")");
+  expect_delivery(room, room.join(), "after\n", {&reader});
+}
+
+TEST_CASE("a client that half-closes is sent its backlog, then closed") {
+  StartedRoom room;
+  const auto peers = room.join(2);
+  Peer& talker = *peers[0];
+  Peer& reader = *peers[1];
+  Peer& late = *room.join(1, 4096).front();
+  const std::size_t before = room.server().descriptors();
+  step("A sends 8 MiB, which C does not read");
+  late.reads = false;
+  send_blocks(room, talker, {&reader}, 8);
+  step("C, who has 8 MiB coming, sends \"bye\" and half-closes");
+  late.say("bye");
+  late.finish();
+  // Only an end of stream makes this a line: the server has seen it.
+  room.wait_for_inbox(reader, "bye\n");
+  room.wait_for_inbox(talker, "bye\n");
+  step("C has half-closed and does not read its backlog for half a second");
+  expect_idle(room);
+  step("C, who has half-closed, reads its backlog");
+  late.reads = true;
+  BlockReader backlog(late);
+  room.wait(
+      [&] {
+        backlog.take(8 * mebibyte);
+        return late.ended();
+      },
+      "C gets its 8 MiB, then end of stream");
+  expect_equal("bytes that C gets", backlog.received(), 8 * mebibyte);
+  room.wait_for_end_of_stream(late);
+  room.wait_for_descriptors(before - 1);
+}
+
+TEST_CASE("writing to clients that are gone does not kill the server") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& talker = *peers[0];
+  Peer& reader = *peers[1];
+  Peer& gone = *peers[2];
+  step("behind the stopped server's back, A sends three lines, C closes");
+  room.server().stop();
+  talker.say("one\ntwo\nthree\n");
+  gone.leave();
+  room.server().resume();
+  room.wait_for_inbox(reader, "one\ntwo\nthree\n");
+  Peer& late = *room.join(1, 4096).front();
+  const std::size_t before = room.server().descriptors();
+  step("A sends 8 MiB, which D does not read; D half-closes, then resets");
+  late.reads = false;
+  send_blocks(room, talker, {&reader}, 8);
+  late.say("bye");
+  late.finish();
+  room.wait_for_inbox(reader, "bye\n");
+  room.wait_for_inbox(talker, "bye\n");
+  late.reset();
+  room.wait_for_descriptors(before - 1);
+  expect_delivery(room, talker, "after\n", {&reader});
+}
+
+TEST_CASE("a slow reader gets everything and holds nobody up") {
+  StartedRoom room;
+  const auto peers = room.join(2);
+  Peer& talker = *peers[0];
+  Peer& reader = *peers[1];
+  Peer& slow = *room.join(1, 8192).front();
+  step("A sends 16 MiB; B reads, C does not yet");
+  slow.reads = false;
+  send_blocks(room, talker, {&reader}, 16);
+  step("C reads 16 MiB that have waited, in small portions");
+  slow.reads = true;
+  slow.portion = 4000;
+  BlockReader backlog(slow);
+  const auto progress = [&] {
+    backlog.take(16 * mebibyte);
+    return backlog.received() == 16 * mebibyte || slow.ended();
+  };
+  room.wait(progress, "C gets all 16 MiB");
+  expect_equal("bytes that C gets", backlog.received(), 16 * mebibyte);
+  step("A and C, now up to date, talk on");
+  expect_delivery(room, talker, "next\n", {&slow, &reader});
+  expect_delivery(room, slow, "thanks\n", {&talker, &reader});
+}
+
+TEST_CASE("a client that never reads is dropped, and the others don't notice") {
+  StartedRoom room;
+  const auto peers = room.join(2);
+  Peer& talker = *peers[0];
+  Peer& reader = *peers[1];
+  Peer& dead = *room.join(1, 4096).front();
+  const std::size_t before = room.server().descriptors();
+  step("A sends 160 MiB; B reads, C never does");
+  dead.reads = false;
+  constexpr std::size_t blocks = 160;
+  // A sanitizer's build reserves terabytes and is slow to give memory back.
+  const bool sanitized =
+      room.server().memory("VmSize") > (std::size_t{1} << 40);
+  const std::size_t bound = (sanitized ? 600 : 200) * mebibyte;
+  std::size_t most = 0;
+  for (std::size_t sent = 0; sent < blocks; sent += 16) {
+    send_blocks(room, talker, {&reader}, 16);
+    most = std::max(most, room.server().memory("VmRSS"));
+  }
+  expect(most < bound,
+         "at most " + std::to_string(bound / mebibyte) + " MiB of memory",
+         std::to_string(most / mebibyte) + " MiB");
+  step("A has sent 160 MiB, C has read nothing");
+  room.wait_for_descriptors(before - 1);
+  dead.reads = true;
+  std::size_t bytes = 0;
+  room.wait(
+      [&] {
+        bytes += dead.inbox.size();
+        dead.inbox.clear();
+        return dead.ended();
+      },
+      "C is disconnected");
+  expect(bytes < blocks * mebibyte, "C was dropped before it had everything",
+         "C got everything");
+  step("C is gone");
+  expect_delivery(room, talker, "next\n", {&reader});
+  expect_delivery(room, reader, "thanks\n", {&talker});
+}
+
+namespace {
+
+// One round of the check below: all that can happen to several clients at once
+// happens while the server is stopped, so that it meets all of it in one batch
+// of events.
+void act_behind_its_back(Room& room, Peer& talker, Peer& watcher, int round) {
+  const std::string number = std::to_string(round) + '\n';
+  const auto guests = room.join(5);
+  Peer& leaver = *guests[0];
+  Peer& resetter = *guests[1];
+  Peer& finisher = *guests[2];
+  Peer& swamped = *guests[3];
+  Peer& swamped_resetter = *guests[4];
+  const bool with_backlog = round % 5 == 0;
+  if (with_backlog) {
+    step("A sends 6 MiB; two clients do not read");
+    swamped.reads = swamped_resetter.reads = false;
+    send_blocks(room, talker, {&watcher, &leaver, &resetter, &finisher}, 6);
+  }
+  step("round " + number.substr(0, number.size() - 1) +
+       ": behind the stopped server's back, clients send their last line and"
+       " leave, reset, half-close, and others connect");
+  room.server().stop();
+  // What had been sent to them before gives room for more: now they are both
+  // readable and writable.
+  if (with_backlog) {
+    swamped.drain_kernel();
+    swamped_resetter.drain_kernel();
+  }
+  std::vector<std::string> wanted = {"leaver " + number, "finisher " + number,
+                                     "swamped " + number};
+  std::vector<Peer*> newcomers;
+  const auto let_two_in = [&] {
+    for (int i = 0; i < 2; ++i) {
+      wanted.push_back("newcomer " + std::to_string(newcomers.size()) + " of " +
+                       number);
+      newcomers.push_back(&room.connect());
+      newcomers.back()->say(wanted.back());
+    }
+  };
+  // Events come in the order in which they happened. The leaver's line finds
+  // the resetter gone already; a newcomer may get its descriptor; and then
+  // comes what happened to the resetter.
+  leaver.say("leaver " + number);
+  leaver.leave();
+  let_two_in();
+  resetter.say("half");
+  resetter.reset();
+  finisher.say("finisher " + number);
+  finisher.finish();
+  swamped.reads = true;
+  swamped.say("swamped " + number);
+  swamped.finish();
+  swamped_resetter.say("half");
+  swamped_resetter.reset();
+  let_two_in();
+  room.server().resume();
+  wait_for_lines(room, watcher, wanted);
+  wait_for_lines(room, talker, wanted);
+  room.wait_for_end_of_stream(finisher);
+  room.wait_for_end_of_stream(swamped);
+  if (with_backlog) {
+    BlockReader backlog(swamped);
+    backlog.take(6 * mebibyte);
+    expect_equal("bytes for the client that had a backlog", backlog.received(),
+                 6 * mebibyte);
+  }
+  step("... and after that, A sends a line");
+  expect_delivery(room, talker, "end of " + number, {&watcher});
+  for (Peer* newcomer : newcomers) {
+    room.wait([&] { return newcomer->inbox.ends_with("end of " + number); },
+              newcomer->name() + ", a newcomer, gets it too");
+    newcomer->finish();
+  }
+  for (Peer* newcomer : newcomers) {
+    room.wait_for_end_of_stream(*newcomer);
+    room.forget(*newcomer);
+  }
+  for (Peer* guest : guests) room.forget(*guest);
+}
+
+}  // namespace
+
+TEST_CASE("whatever happens in one batch of events, the others are served") {
+  StartedRoom room;
+  const auto peers = room.join(2);
+  for (int round = 0; round < 20; ++round)
+    act_behind_its_back(room, *peers[0], *peers[1], round);
+  room.wait_for_descriptors(base_line(room) + 2);
+}
+
+TEST_CASE("a line sent right before the sender closes arrives") {
+  StartedRoom room;
+  const auto peers = room.join(2);
+  for (int i = 0; i < 50; ++i) {
+    const std::string line = "bye " + std::to_string(i) + '\n';
+    step("a client joins, sends " + shown(line) + " and closes");
+    Peer& guest = room.join();
+    guest.say(line);
+    guest.leave();
+    for (Peer* peer : peers) room.wait_for_inbox(*peer, line);
+    room.forget(guest);
+  }
+}
+
+TEST_CASE("500 clients that say one line and leave are all heard") {
+  StartedRoom room;
+  Peer& watcher = *room.join(2).front();
+  std::vector<std::string> wanted;
+  for (int wave = 0; wave < 10; ++wave) {
+    step("wave " + std::to_string(wave) +
+         ": 50 clients connect, send a line and half-close");
+    std::vector<Peer*> clients;
+    for (int i = 0; i < 50; ++i) {
+      clients.push_back(&room.connect());
+      wanted.push_back("storm " + std::to_string(wave * 50 + i) + '\n');
+      clients.back()->say(wanted.back());
+      clients.back()->finish();
+    }
+    for (Peer* client : clients) {
+      room.wait_for_end_of_stream(*client);
+      room.forget(*client);
+    }
+  }
+  wait_for_lines(room, watcher, wanted);
+  room.wait_for_descriptors(base_line(room) + 2);
+}
+
+namespace {
+
+// Sends without a pause, from a thread of its own, until it is destroyed.
+class Flood {
+ public:
+  Flood(const Peer& sender, const Peer& reader)
+      : socket_(sender.socket()),
+        reader_(reader.socket()),
+        thread_([this] { run(); }) {}
+  Flood(const Flood&) = delete;
+  Flood& operator=(const Flood&) = delete;
+  ~Flood() {
+    stopping_ = true;
+    thread_.join();
+  }
+  void received(std::size_t bytes) { received_ += bytes; }
+
+ private:
+  // A reader that is far behind though there is something to read is slow by
+  // our own fault, and might be dropped. One that is far behind with nothing to
+  // read waits for the server, which deserves no mercy.
+  bool reader_is_slow(std::size_t sent) const {
+    int unread = 0;
+    return sent > received_ + 24 * mebibyte &&
+           ::ioctl(reader_, FIONREAD, &unread) == 0 && unread > 0;
+  }
+
+  void run() {
+    const std::string& block = block_of_lines();
+    std::size_t sent = 0;
+    while (!stopping_) {
+      if (reader_is_slow(sent)) {
+        std::this_thread::yield();
+        continue;
+      }
+      const std::size_t place = sent % block.size();
+      const ssize_t moved = ::send(socket_, block.data() + place,
+                                   block.size() - place, MSG_NOSIGNAL);
+      if (moved > 0) {
+        sent += static_cast<std::size_t>(moved);
+        continue;
+      }
+      if (moved < 0 && errno != EAGAIN && errno != EINTR) return;
+      pollfd waiting{socket_, POLLOUT, 0};
+      ::poll(&waiting, 1, 50);
+    }
+  }
+
+  int socket_;
+  int reader_;
+  std::atomic<bool> stopping_ = false;
+  std::atomic<std::size_t> received_ = 0;
+  std::thread thread_;
+};
+
+}  // namespace
+
+TEST_CASE("one who talks without a pause does not silence the others") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& quiet = *peers[1];
+  Peer& reader = *peers[2];
+  step("A sends without a pause; now and then B sends a line");
+  Flood flood(*peers[0], reader);
+  std::string seen;  // the end of what C has received
+  const auto take = [&] {
+    flood.received(reader.inbox.size());
+    seen = seen.substr(seen.size() - std::min<std::size_t>(seen.size(), 32));
+    seen += reader.inbox;
+    reader.inbox.clear();
+    quiet.inbox.clear();
+    if (reader.ended()) fail("C gets what A sends", describe(reader.end()));
+  };
+  std::size_t received = 0;
+  for (std::size_t i = 1; i <= 5; ++i) {
+    room.wait(
+        [&] {
+          received += reader.inbox.size();
+          take();
+          return received >= i * 8 * mebibyte;
+        },
+        "C gets what A sends");
+    const std::string line = "quiet " + std::to_string(i) + '\n';
+    quiet.say(line);
+    room.wait(
+        [&] {
+          take();
+          return seen.find(line) != seen.npos;
+        },
+        "C gets " + shown(line) + " from B amid A's lines");
+  }
+}
+
+namespace {
+
+struct SystemCall {
+  std::string name;
+  std::string descriptor;
+  bool has_line = false;
+};
+
+// Reads what strace prints: "[pid 12] recvfrom(7, "text", ...) = 5".
+std::vector<SystemCall> parse_trace(const std::string& trace,
+                                    std::string_view line) {
+  std::vector<SystemCall> calls;
+  for (std::string_view text : lines_of(trace)) {
+    if (text.starts_with("[pid")) text.remove_prefix(text.find(']') + 2);
+    const auto open = text.find('(');
+    if (open == text.npos || text.starts_with("strace:")) continue;
+    const auto end = text.find_first_of(",)", open);
+    if (end == text.npos) continue;
+    calls.push_back({std::string(text.substr(0, open)),
+                     std::string(text.substr(open + 1, end - open - 1)),
+                     text.find(line) != text.npos});
+  }
+  return calls;
+}
+
+bool reads(const SystemCall& call) {
+  const std::set<std::string> names = {"read", "readv", "recvfrom", "recvmsg"};
+  return names.contains(call.name);
+}
+
+bool writes(const SystemCall& call) {
+  const std::set<std::string> names = {"write", "writev", "sendto", "sendmsg",
+                                       "sendmmsg"};
+  return names.contains(call.name) && call.descriptor != "1" &&
+         call.descriptor != "2";
+}
+
+// What the server asks of the kernel on the way of one line from the first to
+// all the others; empty if it cannot be traced.
+std::string trace_of_one_line(Room& room, const std::vector<Peer*>& peers,
+                              const std::string& line) {
+  Process strace(
+      {"strace", "-f", "-s", "64", "-p", std::to_string(room.server().pid())});
+  room.accompany(&strace);
+  room.wait(
+      [&] {
+        return strace.error().find("attached") != std::string::npos ||
+               !strace.running();
+      },
+      "strace attaches");
+  if (!strace.running()) {
+    room.accompany(nullptr);
+    return "";
+  }
+  step("100 clients are connected and silent, A sends one line");
+  expect_delivery(room, *peers[0], line + '\n',
+                  {peers.begin() + 1, peers.end()});
+  room.accompany(nullptr);
+  strace.signal(SIGINT);
+  strace.wait_for_exit("strace detaches");
+  return strace.error();
+}
+
+}  // namespace
+
+TEST_CASE("a line costs one read, one send for each receiver, and no more") {
+  StartedRoom room;
+  const auto peers = room.join(101);
+  const std::string line = "this line is traced";
+  const std::string trace = trace_of_one_line(room, peers, line);
+  if (trace.empty()) return skip("strace is missing, or may not trace here");
+  const auto calls = parse_trace(trace, line);
+  std::string sender;
+  std::map<std::string, int> sends;
+  for (const SystemCall& call : calls) {
+    if (reads(call) && call.has_line) sender = call.descriptor;
+    if (writes(call)) ++sends[call.descriptor];
+  }
+  if (sender.empty()) return skip("it reads with calls unknown to this check");
+  const auto reads_of_sender = std::ranges::count_if(
+      calls, [&](const auto& c) { return reads(c) && c.descriptor == sender; });
+  expect(reads_of_sender <= 2, "at most 2 reads of A's socket",
+         std::to_string(reads_of_sender));
+  const auto twice = std::ranges::count_if(
+      sends, [](const auto& entry) { return entry.second != 1; });
+  expect_equal("receivers with more than one send",
+               static_cast<std::size_t>(twice), 0);
+  expect_equal("sends", sends.size(), 100);
+  expect_equal("calls of epoll_ctl",
+               static_cast<std::size_t>(
+                   std::ranges::count(calls, "epoll_ctl", &SystemCall::name)),
+               0);
+}
+
+TEST_SUITE_END();
+
+// ---------------------------------------------------------------------------
+// rat
+// ---------------------------------------------------------------------------
+
+TEST_SUITE_BEGIN("rat");
+
+TEST_CASE("a bad option is refused in one line and by exit code 2") {
+  for (const Command& bad : std::vector<Command>{{"--port", "99999"},
+                                                 {"--port", "x"},
+                                                 {"--port", ""},
+                                                 {"--port"},
+                                                 {"--port=-1"},
+                                                 {"--host", "nonsense"},
+                                                 {"--host"},
+                                                 {"--unknown"},
+                                                 {"--max-line", "0"},
+                                                 {"--max-line=-5"},
+                                                 {"--max-line", "abc"},
+                                                 {"--max-line", "-5"},
+                                                 {"stray"},
+                                                 {"--echo=1"},
+                                                 {""}})
+    expect_refusal(command_with(bad), 2);
+}
+
+TEST_CASE("--help and --version print on standard output") {
+  for (const char* option : {"--help", "--version"}) {
+    step("run it with " + std::string(option));
+    Process process(command_with({option}));
+    process.wait_for_exit("it ends");
+    expect(process.exited_with(0), "exit code 0", process.fate());
+    expect(process.output().ends_with('\n'), "lines on standard output",
+           shown(process.output()));
+    expect(process.error().empty(), "nothing on standard error",
+           shown(process.error()));
+  }
+}
+
+TEST_CASE("--echo sends a line to its sender, too") {
+  RoomOptions options = room_options();
+  options.echoes = true;
+  Room room(command_with({"--echo"}), options);
+  const auto peers = room.join(3);
+  Peer& a = *peers[0];
+  Peer& b = *peers[1];
+  Peer& c = *peers[2];
+  step(R"(with --echo, A says "from a\n", then B "from b\n")");
+  expect_delivery(room, a, "from a\n", {&a, &b, &c});
+  expect_delivery(room, b, "from b\n", {&a, &b, &c});
+}
+
+namespace {
+
+// The sender of a line that is too long reads why, and then a proper end.
+void expect_rejection(Room& room, Peer& talker) {
+  room.wait_for_end_of_stream(talker);
+  expect(talker.inbox.starts_with("error:") && is_one_line(talker.inbox),
+         talker.name() + " reads one line that starts with \"error:\"",
+         shown(talker.inbox));
+}
+
+}  // namespace
+
+TEST_CASE("the sender of an over-long line is told, then closed properly") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  const std::size_t before = room.server().descriptors();
+  step("A sends a line of 65,537 bytes");
+  peers[0]->say("before\n" + std::string(max_line, 'x') + "\nbehind\n");
+  room.wait_for_inbox(*peers[1], "before\n");
+  room.wait_for_inbox(*peers[2], "before\n");
+  expect_rejection(room, *peers[0]);
+  step("A, having been told, does not close its side");
+  room.wait_for_descriptors(before - 1);
+  step("B sends 8 MiB without a newline, and only then reads");
+  peers[1]->reads = false;
+  peers[1]->say(std::string(8 * mebibyte, 'x'));
+  room.wait([&] { return peers[1]->unsent() == 0; },
+            "B can send all of it, or is disconnected");
+  peers[1]->reads = true;
+  expect_rejection(room, *peers[1]);
+  peers[1]->leave();
+  room.wait_for_descriptors(before - 2);
+  step(R"(D joins and says "after\n")");
+  expect_delivery(room, room.join(), "after\n", {peers[2]});
+}
+
+TEST_CASE("--max-line sets the longest line, its newline included") {
+  for (const Command& option :
+       std::vector<Command>{{"--max-line", "100"}, {"--max-line=100"}}) {
+    StartedRoom room(option);
+    const auto peers = room.join(3);
+    step("with --max-line 100, A sends a line of 100 bytes");
+    expect_delivery(room, *peers[0], std::string(99, 'x') + '\n',
+                    {peers[1], peers[2]});
+    step(R"(A sends "before\n", a line of 101 bytes and "behind\n")");
+    peers[0]->say("before\n" + std::string(100, 'x') + "\nbehind\n");
+    room.wait_for_inbox(*peers[1], "before\n");
+    room.wait_for_inbox(*peers[2], "before\n");
+    expect_rejection(room, *peers[0]);
+    step(R"(then B sends "after\n")");
+    expect_delivery(room, *peers[1], "after\n", {peers[2]});
+  }
+}
+
+namespace {
+
+// Something of every kind that is worth a line in a log.
+void have_eventful_life(Room& room) {
+  const auto peers = room.join(4);
+  const std::size_t before = room.server().descriptors();
+  step("clients join, talk, reset, half-close and send an over-long line");
+  peers[0]->say(std::string(max_line, 'x') + '\n');
+  room.wait_for_end(*peers[0]);
+  peers[1]->reset();
+  peers[2]->finish();
+  room.wait_for_end_of_stream(*peers[2]);
+  peers[0]->leave();
+  room.wait_for_descriptors(before - 3);
+  prove_service(room);
+}
+
+}  // namespace
+
+TEST_CASE("it logs to standard error, and with --quiet not at all") {
+  StartedRoom talking;
+  have_eventful_life(talking);
+  expect_clean_exit(talking, SIGTERM, "SIGTERM");
+  const auto logged = std::ranges::count(talking.server().error(), '\n');
+  expect(logged >= 8, "a line on standard error for each event, 8 or more",
+         std::to_string(logged));
+  expect(talking.output().empty(), "nothing more on standard output",
+         shown(talking.output()));
+  StartedRoom quiet({"--quiet"});
+  have_eventful_life(quiet);
+  expect_clean_exit(quiet, SIGTERM, "SIGTERM");
+  expect(quiet.server().error().empty(), "with --quiet, no log",
+         shown(quiet.server().error()));
+}
+
+namespace {
+
+void expect_service_despite(Streams streams, const std::string& description) {
+  RoomOptions options = room_options();
+  options.streams = streams;
+  options.port = free_port();
+  Room room(command_with({"--port", std::to_string(options.port)}), options);
+  step(description + ", clients talk, and 3,000 connect and reset");
+  const auto peers = room.join(2);
+  // Here a log line that went to a socket would come to light.
+  expect_delivery(room, *peers[0], "hello\n", {peers[1]});
+  for (int i = 0; i < 3000; ++i) {
+    Peer& guest = room.connect();
+    guest.reset();
+    room.forget(guest);
+  }
+  prove_service(room);
+  for (Peer* peer : peers) peer->inbox.clear();
+  expect_delivery(room, *peers[0], "hello\n", {peers[1]});
+  expect_delivery(room, *peers[1], "hello\n", {peers[0]});
+  room.wait_for_descriptors(base_line(room) + 2);
+  expect_clean_exit(room, SIGTERM, "SIGTERM");
+}
+
+}  // namespace
+
+TEST_CASE("closed standard streams harm nobody") {
+  expect_service_despite({false, Stream::closed, Stream::captured},
+                         "standard output is closed");
+  expect_service_despite({false, Stream::captured, Stream::closed},
+                         "standard error is closed");
+  // Whatever is opened first gets their numbers.
+  expect_service_despite({true, Stream::closed, Stream::closed},
+                         "all three standard streams are closed");
+}
+
+TEST_CASE("standard streams that nobody reads do not hold it up") {
+  expect_service_despite({false, Stream::stuffed, Stream::stuffed},
+                         "nobody reads standard output and error");
+}
+
+TEST_CASE("standard streams whose reader has gone do not kill it") {
+  expect_service_despite({false, Stream::broken, Stream::broken},
+                         "the reader of standard output and error has gone");
+}
+
+TEST_SUITE_END();
+
+// ---------------------------------------------------------------------------
+// The report, and main
+// ---------------------------------------------------------------------------
+
+namespace {
+
+std::string failure_text(const Failure& failure) {
+  return "did:      " + current_step() + "\nexpected: " + failure.expected +
+         "\ngot:      " + failure.got;
+}
+
+bool nothing_was_checked = false;
+
+// One line for each check; what a failed one did, expected and got.
+class Report : public doctest::IReporter {
+ public:
+  explicit Report(const doctest::ContextOptions& options)
+      : out_(*options.cout) {}
+
+  void test_case_start(const doctest::TestCaseData& data) override {
+    name_ = data.m_name;
+    details_.clear();
+    current_step().clear();
+    skip_reason.clear();
+  }
+
+  void test_case_exception(const doctest::TestCaseException& e) override {
+    add_details(e.error_string.c_str());
+  }
+
+  void log_assert(const doctest::AssertData& data) override {
+    if (data.m_failed) add_details(data.m_expr);
+  }
+
+  void log_message(const doctest::MessageData& data) override {
+    if (data.m_string.size() > 0) add_details(data.m_string.c_str());
+  }
+
+  void test_case_end(const doctest::CurrentTestCaseStats& stats) override {
+    const bool passed = stats.failure_flags == 0;
+    const bool skipped = passed && !skip_reason.empty();
+    if (skipped) add_details(skip_reason);
+    skips_ += skipped ? 1 : 0;
+    out_ << (skipped  ? "skip  "
+             : passed ? "ok    "
+                      : "FAIL  ")
+         << name_ << '\n'
+         << details_ << std::flush;
+  }
+
+  void test_run_end(const doctest::TestRunStats& stats) override {
+    const unsigned ran = stats.numTestCasesPassingFilters;
+    out_ << ran - stats.numTestCasesFailed - skips_ << " passed, "
+         << stats.numTestCasesFailed << " failed";
+    if (skips_ > 0) out_ << ", " << skips_ << " skipped";
+    out_ << std::endl;
+    nothing_was_checked = ran == 0;
+  }
+
+  void report_query(const doctest::QueryData& query) override {
+    for (unsigned i = 0; i < query.num_data; ++i)
+      out_ << query.data[i]->m_name << '\n';
+  }
+
+  void test_run_start() override {}
+  void test_case_reenter(const doctest::TestCaseData&) override {}
+  void subcase_start(const doctest::SubcaseSignature&) override {}
+  void subcase_end() override {}
+  void test_case_skipped(const doctest::TestCaseData&) override {}
+
+ private:
+  void add_details(std::string_view text) {
+    for (const std::string_view line : lines_of(text))
+      details_ += "        " + std::string(line);
+    if (!details_.ends_with('\n')) details_ += '\n';
+  }
+
+  std::ostream& out_;
+  std::string name_;
+  std::string details_;
+  unsigned skips_ = 0;
+};
+
+REGISTER_REPORTER("check", 0, Report);
+
+REGISTER_EXCEPTION_TRANSLATOR(const Failure& failure) {
+  const std::string text = failure_text(failure);
+  return {text.c_str()};
+}
+
+// The suites that a milestone has to pass.
+const std::map<std::string, std::string> suites = {
+    {"01", "all,address,01"},       {"02", "all,address,02-03,02"},
+    {"03", "all,address,02-03,03"}, {"04", "all,address,04+"},
+    {"rat", "all,04+,rat"},
+};
+
+// Fills in what to check; returns how many arguments are doctest's.
+int parse_command_line(std::span<char*> arguments) {
+  const auto dashes = std::ranges::find(arguments, std::string_view("--"));
+  const auto before = static_cast<std::size_t>(dashes - arguments.begin());
+  if (dashes == arguments.end() || dashes + 1 == arguments.end() || before < 2)
+    return -1;
+  subject.milestone = arguments[before - 1];
+  subject.command.assign(dashes + 1, arguments.end());
+  for (const char* option : arguments.subspan(1, before - 2)) {
+    if (option[0] != '-') return -1;
+  }
+  return suites.contains(subject.milestone) ? static_cast<int>(before) - 1 : -1;
+}
+
+// A thousand clients need a thousand descriptors, here and in the server, which
+// inherits the limit.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, 4096);
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int options =
+      parse_command_line({argv, static_cast<std::size_t>(argc)});
+  if (options < 0) {
+    std::cerr << "usage: check [DOCTEST-OPTION...] NN -- PROGRAM [ARGUMENT...]"
+                 ", where NN is 01, 02, 03, 04 or rat\n";
+    return 2;
+  }
+  const std::string& program = subject.command.front();
+  if (program.find('/') != program.npos &&
+      ::access(program.c_str(), X_OK) != 0) {
+    std::cerr << "check: cannot run " << program << ": " << std::strerror(errno)
+              << '\n';
+    return 2;
+  }
+  raise_descriptor_limit();
+  doctest::Context context;
+  context.setOption("reporters", "check");
+  context.applyCommandLine(options, argv);
+  context.addFilter("test-suite", suites.at(subject.milestone).c_str());
+  const int result = context.run();
+  if (context.shouldExit()) return result;
+  if (nothing_was_checked) {
+    std::cerr << "check: no check of chapter " << subject.milestone
+              << " has such a name\n";
+    return 2;
+  }
+  return result;
+}
