@@ -501,6 +501,9 @@ class Poller {
 
 // ===========================================================================
 // 4  Addresses and sockets                                       (chapter 01)
+//
+// A server has one socket that listens, and one more for each client, which accept makes out of the
+// queue of connections that the kernel has completed. All of them are Fds, and non-blocking.
 // ===========================================================================
 
 // An IPv4 or IPv6 address with a port: "127.0.0.1:8080", "[::1]:9000", "[fe80::1%eth0]:9000".
