@@ -100,7 +100,8 @@ class Server {
 
   // The client will say nothing more, but may still be listening.
   void finish(Token token, Client& client) {
-    if (client.state == State::reset) return drop(token);
+    if (client.state == State::reset || client.state == State::too_slow)
+      return drop(token);
     if (!client.lines.rest().empty()) {
       broadcast(token, std::string(client.lines.rest()) + '\n');
     }

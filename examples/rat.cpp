@@ -73,6 +73,8 @@ constexpr auto linger_time = 1s;
 // How long not to accept when descriptors have run out.
 constexpr auto accept_pause = 100ms;
 
+constexpr auto too_slow_text = "reads too slowly, its queue is full";
+
 // Lines to standard error. A log must never stop the server: where nobody reads
 // the pipe that standard error leads to, lines are left out and counted.
 class Log {
@@ -209,6 +211,8 @@ class Server {
 
   // The client will say nothing more, but may still be listening.
   void finish(Token token, Client& client) {
+    if (client.state == State::reset) return drop(token, "connection reset");
+    if (client.state == State::too_slow) return drop(token, too_slow_text);
     if (!client.lines.rest().empty()) {
       broadcast(token, std::string(client.lines.rest()) + '\n');
     }
@@ -261,8 +265,7 @@ class Server {
     const auto found = clients_.find(token);
     if (found == clients_.end()) return;
     Client& client = found->second;
-    if (client.state == State::too_slow)
-      return drop(token, "reads too slowly, its queue is full");
+    if (client.state == State::too_slow) return drop(token, too_slow_text);
     const IoResult result = client.output.flush(client.socket);
     if (client.state == State::finished && !result.would_block())
       return drop(token, "end of stream");
