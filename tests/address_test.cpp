@@ -1,0 +1,250 @@
+// Address: what it reads, what it prints, what it refuses.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <sys/un.h>
+
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "support.hpp"
+
+using namespace edgewise;
+using namespace support;
+using namespace std::string_literals;
+
+static_assert(std::is_trivially_copyable_v<Address>);
+static_assert(sizeof(Address) == 28);
+static_assert(noexcept(Address::parse("")));
+
+namespace {
+
+struct Reading {
+  std::string_view text;
+  std::string_view printed;
+  int family;
+  int port;
+};
+
+constexpr Reading readings[] = {
+    {"127.0.0.1:8080", "127.0.0.1:8080", AF_INET, 8080},
+    {"0.0.0.0:0", "0.0.0.0:0", AF_INET, 0},
+    {"255.255.255.255:65535", "255.255.255.255:65535", AF_INET, 65535},
+    {"1.2.3.4:00080", "1.2.3.4:80", AF_INET, 80},
+    {"[::1]:9000", "[::1]:9000", AF_INET6, 9000},
+    {"[::]:0", "[::]:0", AF_INET6, 0},
+    {"[2001:DB8:0:0:0:0:0:1]:80", "[2001:db8::1]:80", AF_INET6, 80},
+    {"[::ffff:1.2.3.4]:80", "[::ffff:1.2.3.4]:80", AF_INET6, 80},
+    {"[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535",
+     "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535", AF_INET6, 65535},
+};
+
+const std::string refused[] = {
+    "",
+    ":",
+    ":80",
+    "127.0.0.1",
+    "127.0.0.1:",
+    "127.0.0.1:65536",
+    "127.0.0.1:99999999999999999999",
+    "127.0.0.1:-1",
+    "127.0.0.1:+80",
+    "127.0.0.1: 80",
+    "127.0.0.1:80 ",
+    " 127.0.0.1:80",
+    "127.0.0.1 :80",
+    "127.0.0.1:80x",
+    "127.0.0.1:0x50",
+    "127.0.0.1:http",
+    "127.0.0.1:80:80",
+    "127.0.0.1.:80",
+    "127.0.0:80",
+    "256.0.0.1:80",
+    "1.2.3.4.5:80",
+    "localhost:80",
+    "::1",
+    "::1:80",
+    "2001:db8::1:80",
+    "::ffff:1.2.3.4:80",
+    "[::1]",
+    "[::1]:",
+    "[::1]80",
+    "[::1:80",
+    "::1]:80",
+    "[::1]x:80",
+    "x[::1]:80",
+    "x::1]:80",
+    "[]:80",
+    "[:]:80",
+    "[[::1]]:80",
+    "[127.0.0.1]:80",
+    "[:::1]:80",
+    "[1:2:3:4:5:6:7:8:9]:80",
+    "[12345::]:80",
+    "[::1%]:80",
+    "[::1%no-such-zone]:80",
+    "[::1%a-zone-whose-name-is-longer-than-interfaces-have]:80",
+    "127.0.0.1%lo:80",
+    "127.0.0.1:80\0"s,
+    "127.0.0.1:8\0000"s,
+    "127.0.0.1\0:80"s,
+    "\000127.0.0.1:80"s,
+    "[::1\0]:80"s,
+    "[::1%lo\0]:80"s,
+};
+
+Address parsed(std::string_view text) {
+  const auto address = Address::parse(text);
+  REQUIRE(address);
+  return *address;
+}
+
+}  // namespace
+
+TEST_CASE("an address reads what it prints, and prints what it reads") {
+  for (const Reading& reading : readings) {
+    CAPTURE(reading.text);
+    const Address address = parsed(reading.text);
+    CHECK(address.to_string() == reading.printed);
+    CHECK(address.family() == reading.family);
+    CHECK(address.port() == reading.port);
+    CHECK(address.data()->sa_family == reading.family);
+    CHECK(parsed(address.to_string()) == address);
+  }
+}
+
+TEST_CASE(
+    "an address refuses what is not exactly a numeric address and a "
+    "port") {
+  for (const std::string& text : refused) {
+    CAPTURE(text);
+    CHECK_FALSE(Address::parse(text));
+  }
+}
+
+TEST_CASE("an address reads a part of a text that goes on") {
+  const std::string_view text = "127.0.0.1:8080";
+  CHECK(parsed(text.substr(0, 12)).port() == 80);
+}
+
+TEST_CASE("a host of any length is read or refused, never overrun") {
+  for (std::size_t length = 0; length < 200; ++length) {
+    const std::string host(length, 'x');
+    CHECK_FALSE(Address::from(host, 80));
+    CHECK_FALSE(Address::parse(host + ":80"));
+    CHECK_FALSE(Address::parse("[::1%" + host + "]:80"));
+  }
+}
+
+TEST_CASE("an address comes from a host and a port as well") {
+  CHECK(Address::from("127.0.0.1", 80) == parsed("127.0.0.1:80"));
+  CHECK(Address::from("::1", 80) == parsed("[::1]:80"));
+  CHECK(Address::from("::1", 0)->port() == 0);
+  CHECK_FALSE(Address::from("[::1]", 80));
+  CHECK_FALSE(Address::from("", 80));
+  CHECK_FALSE(Address::from("localhost", 80));
+  CHECK_FALSE(Address::from("127.0.0.1:80", 80));
+  CHECK_FALSE(Address::from("127.0.0.1\0"s, 80));
+  CHECK_FALSE(Address::from("::1%", 80));
+  CHECK_FALSE(Address::from("::1%no-such-zone", 80));
+}
+
+TEST_CASE("a zone is read and printed by the name of its interface") {
+  const unsigned loopback = ::if_nametoindex("lo");
+  if (loopback == 0) {
+    MESSAGE("skipped: there is no interface lo");
+    return;
+  }
+  const Address address = parsed("[fe80::1%lo]:80");
+  ::sockaddr_in6 native;
+  REQUIRE(address.size() == sizeof native);
+  std::memcpy(&native, address.data(), sizeof native);
+  CHECK(native.sin6_scope_id == loopback);
+  CHECK(address.to_string() == "[fe80::1%lo]:80");
+  CHECK(parsed("[::1%lo]:80").to_string() == "[::1%lo]:80");
+  CHECK(Address::from("fe80::1%lo", 80) == address);
+  CHECK_FALSE(address == parsed("[fe80::1]:80"));
+}
+
+TEST_CASE(
+    "a zone may be a number, and is printed as one if no interface has "
+    "it") {
+  const Address nowhere = parsed("[fe80::1%2147483647]:80");
+  ::sockaddr_in6 native;
+  std::memcpy(&native, nowhere.data(), sizeof native);
+  CHECK(native.sin6_scope_id == 2147483647);
+  CHECK(nowhere.to_string() == "[fe80::1%2147483647]:80");
+  CHECK(nowhere != parsed("[fe80::1%2147483646]:80"));
+  CHECK_FALSE(Address::parse("[fe80::1%4294967296]:80"));
+  CHECK_FALSE(Address::parse("[fe80::1%-1]:80"));
+  CHECK_FALSE(Address::parse("[fe80::1%2147483647x]:80"));
+
+  const unsigned loopback = ::if_nametoindex("lo");
+  if (loopback == 0) return;
+  CHECK(parsed("[fe80::1%" + std::to_string(loopback) + "]:80").to_string() ==
+        "[fe80::1%lo]:80");
+}
+
+TEST_CASE("addresses are equal if family, host, port and zone are") {
+  CHECK(parsed("127.0.0.1:80") == parsed("127.0.0.1:80"));
+  CHECK(parsed("127.0.0.1:80") != parsed("127.0.0.1:81"));
+  CHECK(parsed("127.0.0.1:80") != parsed("127.0.0.2:80"));
+  CHECK(parsed("[::1]:80") == parsed("[0:0::1]:80"));
+  CHECK(parsed("[::1]:80") != parsed("[::1]:81"));
+  CHECK(parsed("[::1]:80") != parsed("[::2]:80"));
+  CHECK(parsed("0.0.0.0:80") != parsed("[::]:80"));
+  CHECK(parsed("1.2.3.4:80") != parsed("[::ffff:1.2.3.4]:80"));
+  CHECK(Address() == Address());
+  CHECK(Address() != parsed("0.0.0.0:0"));
+}
+
+TEST_CASE("an address of no family is unspecified") {
+  const Address address{};
+  CHECK(address.family() == AF_UNSPEC);
+  CHECK(address.port() == 0);
+  CHECK(address.to_string() == "unspecified");
+}
+
+TEST_CASE("what a system call has written becomes an address") {
+  ::sockaddr_storage storage{};
+  auto* const native = reinterpret_cast<::sockaddr*>(&storage);
+  const Address four = parsed("127.0.0.1:8080");
+  std::memcpy(&storage, four.data(), four.size());
+  CHECK(Address::from_native(native, four.size()) == four);
+  CHECK(Address::from_native(native, four.size()).size() ==
+        sizeof(::sockaddr_in));
+
+  const Address six = parsed("[2001:db8::1]:443");
+  std::memcpy(&storage, six.data(), six.size());
+  CHECK(Address::from_native(native, six.size()) == six);
+  CHECK(Address::from_native(native, six.size()).size() ==
+        sizeof(::sockaddr_in6));
+}
+
+TEST_CASE("what is neither IPv4 nor IPv6, or too large, becomes unspecified") {
+  ::sockaddr_un path{};
+  path.sun_family = AF_UNIX;
+  std::strcpy(path.sun_path, "/a/path/that/is/longer/than/any/address");
+  auto* const native = reinterpret_cast<::sockaddr*>(&path);
+  const auto family_of = [&](::socklen_t size) {
+    return Address::from_native(native, size).family();
+  };
+  CHECK(family_of(sizeof path) == AF_UNSPEC);
+  CHECK(family_of(2) == AF_UNSPEC);
+  path.sun_family = AF_INET6;
+  CHECK(family_of(sizeof path) == AF_UNSPEC);
+}
+
+TEST_CASE("what getaddrinfo finds becomes an address") {
+  ::addrinfo hints{};
+  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+  hints.ai_socktype = SOCK_STREAM;
+  ::addrinfo* found = nullptr;
+  REQUIRE(::getaddrinfo("127.0.0.1", "80", &hints, &found) == 0);
+  CHECK(Address::from_native(found->ai_addr, found->ai_addrlen) ==
+        parsed("127.0.0.1:80"));
+  ::freeaddrinfo(found);
+}

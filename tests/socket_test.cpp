@@ -1,0 +1,514 @@
+// listen, accept and connect, through the loopback device.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <dlfcn.h>
+#include <doctest/doctest.h>
+#include <netinet/tcp.h>
+#include <sys/resource.h>
+
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "support.hpp"
+
+using namespace edgewise;
+using namespace support;
+
+// connect(2) on a non-blocking socket answers EINPROGRESS and little else. The
+// other answers are made here, from a connection that is really on its way.
+namespace spy {
+enum class Answer { own, interrupted, at_once };
+Answer answer = Answer::own;
+}  // namespace spy
+
+extern "C" int connect(int socket, const ::sockaddr* address,
+                       ::socklen_t length) {
+  using Function = int(int, const ::sockaddr*, ::socklen_t);
+  static auto* const real =
+      reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, "connect"));
+  const int result = real(socket, address, length);
+  switch (std::exchange(spy::answer, spy::Answer::own)) {
+    case spy::Answer::own: return result;
+    case spy::Answer::interrupted: errno = EINTR; return -1;
+    case spy::Answer::at_once: break;
+  }
+  return becomes_writable(FdView{socket}) ? 0 : -1;
+}
+
+namespace {
+
+const Address loopback = *Address::parse("127.0.0.1:0");
+
+bool has_ipv6() {
+  const Fd fd{::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  const Address address = *Address::parse("[::1]:0");
+  return fd && ::bind(fd.get(), address.data(), address.size()) == 0;
+}
+
+// A client of a listener, connected as far as its own kernel knows.
+Fd client_of(const Fd& listener) {
+  Connected connected = connect(local_address(listener));
+  REQUIRE_FALSE(connected.failed());
+  REQUIRE(becomes_writable(connected.fd));
+  REQUIRE(finish_connect(connected.fd).ok());
+  return std::move(connected.fd);
+}
+
+Accepted accept_soon(const Fd& listener) {
+  REQUIRE(becomes_readable(listener));
+  return accept(listener);
+}
+
+// An address of this machine where nobody listens.
+Address nobody() { return local_address(listen(loopback)); }
+
+int lowest_free_descriptor() {
+  const Fd fd{::dup(0)};
+  return fd.get();
+}
+
+std::string text_of(const Address& address) { return address.to_string(); }
+
+}  // namespace
+
+// ---------------------------------------------------------------------------
+// listen
+// ---------------------------------------------------------------------------
+
+TEST_CASE("port 0 listens on a port that local_address tells") {
+  const Fd listener = listen(loopback);
+  const Address address = local_address(listener);
+  CHECK(address.port() != 0);
+  CHECK(text_of(address) == "127.0.0.1:" + std::to_string(address.port()));
+  CHECK(option_of(listener, SOL_SOCKET, SO_ACCEPTCONN) == 1);
+  const Fd client = client_of(listener);
+  CHECK(accept_soon(listener).ok());
+}
+
+TEST_CASE("by default as many may wait as the system allows") {
+  std::ifstream setting("/proc/sys/net/core/somaxconn");
+  unsigned allowed = 0;
+  setting >> allowed;
+  REQUIRE(allowed > 0);
+  const Fd listener = listen(loopback);
+  ::tcp_info info{};
+  ::socklen_t length = sizeof info;
+  REQUIRE(::getsockopt(listener.get(), IPPROTO_TCP, TCP_INFO, &info, &length) ==
+          0);
+  CHECK(info.tcpi_sacked == allowed);  // of a listener: its backlog
+}
+
+TEST_CASE("a busy port is refused by name, and no descriptor is lost") {
+  const Fd listener = listen(loopback);
+  const Address address = local_address(listener);
+  const int free_before = lowest_free_descriptor();
+  const Thrown thrown = thrown_by([&] { const Fd second = listen(address); });
+  CHECK(thrown.error == EADDRINUSE);
+  CHECK(thrown.text == "listen on 127.0.0.1:" + std::to_string(address.port()) +
+                           ": Address already in use");
+  CHECK(lowest_free_descriptor() == free_before);
+}
+
+TEST_CASE("a privileged port is refused by name") {
+  const int code = run_in_child([] {
+    constexpr ::uid_t somebody = 65534;
+    if (::geteuid() == 0 && ::setuid(somebody) != 0) return 77;
+    const Thrown thrown =
+        thrown_by([] { const Fd fd = listen(*Address::parse("127.0.0.1:1")); });
+    if (thrown.error == 0) return 77;
+    return thrown.text == "listen on 127.0.0.1:1: Permission denied" ? 0 : 1;
+  });
+  if (code == 77) {
+    MESSAGE("skipped: whoever runs this may listen on port 1");
+  } else {
+    CHECK(code == 0);
+  }
+}
+
+TEST_CASE("an address that is not this machine's is refused by name") {
+  const Thrown thrown = thrown_by(
+      [] { const Fd fd = listen(*Address::parse("203.0.113.1:8080")); });
+  CHECK(thrown.text ==
+        "listen on 203.0.113.1:8080: Cannot assign requested address");
+}
+
+TEST_CASE("an unspecified address is refused by name") {
+  const Thrown thrown = thrown_by([] { const Fd fd = listen(Address()); });
+  CHECK(thrown.error == EAFNOSUPPORT);
+  CHECK(contains(thrown.text, "listen on unspecified: "));
+}
+
+TEST_CASE("a port whose old connections linger can be listened on again") {
+  Address address;
+  {
+    const Fd listener = listen(loopback);
+    address = local_address(listener);
+    Fd client = client_of(listener);
+    Accepted accepted = accept_soon(listener);
+    // Who closes first lingers (TIME_WAIT): here the server does.
+    accepted.fd.reset();
+    REQUIRE(becomes(client, POLLRDHUP));
+  }
+  ListenOptions options;
+  options.reuse_address = false;
+  CHECK(thrown_by([&] { const Fd fd = listen(address, options); }).error ==
+        EADDRINUSE);
+  CHECK(static_cast<bool>(listen(address)));
+}
+
+TEST_CASE("reuse_port lets two listeners share a port, if both say so") {
+  ListenOptions options;
+  options.reuse_port = true;
+  const Fd first = listen(loopback, options);
+  const Address address = local_address(first);
+  const Fd second = listen(address, options);
+  CHECK(local_address(second) == address);
+  CHECK(thrown_by([&] { const Fd third = listen(address); }).error ==
+        EADDRINUSE);
+}
+
+TEST_CASE("a listener on [::] takes IPv4 too, unless told not to") {
+  if (!has_ipv6()) {
+    MESSAGE("skipped: there is no IPv6 here");
+    return;
+  }
+  const Address everywhere = *Address::parse("[::]:0");
+  const Fd dual = listen(everywhere);
+  const auto port = local_address(dual).port();
+  const Connected client = connect(*Address::from("127.0.0.1", port));
+  REQUIRE_FALSE(client.failed());
+  const Accepted accepted = accept_soon(dual);
+  REQUIRE(accepted.ok());
+  CHECK(text_of(accepted.peer) ==
+        "[::ffff:127.0.0.1]:" +
+            std::to_string(local_address(client.fd).port()));
+
+  ListenOptions options;
+  options.dual_stack = false;
+  const Fd single = listen(everywhere, options);
+  const Address four =
+      *Address::from("127.0.0.1", local_address(single).port());
+  const Connected refused = connect(four);
+  REQUIRE(becomes_writable(refused.fd));
+  CHECK(finish_connect(refused.fd).error == ECONNREFUSED);
+}
+
+TEST_CASE("IPv6 peers are told as such") {
+  if (!has_ipv6()) {
+    MESSAGE("skipped: there is no IPv6 here");
+    return;
+  }
+  const Fd listener = listen(*Address::parse("[::1]:0"));
+  const Fd client = client_of(listener);
+  const Accepted accepted = accept_soon(listener);
+  REQUIRE(accepted.ok());
+  CHECK(accepted.peer == local_address(client));
+  CHECK(accepted.peer.family() == AF_INET6);
+}
+
+TEST_CASE("TCP_NODELAY is on for accepted and for connected sockets") {
+  const Fd listener = listen(loopback);
+  const Fd client = client_of(listener);
+  const Accepted accepted = accept_soon(listener);
+  CHECK(option_of(accepted.fd, IPPROTO_TCP, TCP_NODELAY) == 1);
+  CHECK(option_of(client, IPPROTO_TCP, TCP_NODELAY) == 1);
+
+  ListenOptions options;
+  options.no_delay = false;
+  const Fd slow = listen(loopback, options);
+  const Fd other = client_of(slow);
+  CHECK(option_of(accept_soon(slow).fd, IPPROTO_TCP, TCP_NODELAY) == 0);
+}
+
+TEST_CASE("local_address of a socket of another family is unspecified") {
+  const auto ends = make_socketpair();
+  CHECK(local_address(ends.near) == Address());
+}
+
+TEST_CASE("local_address of what is no socket throws and says which") {
+  const auto ends = make_pipe();
+  const Thrown thrown =
+      thrown_by([&] { static_cast<void>(local_address(ends.near)); });
+  CHECK(thrown.text == "address of descriptor " +
+                           std::to_string(ends.near.get()) +
+                           ": Socket operation on non-socket");
+}
+
+// ---------------------------------------------------------------------------
+// accept
+// ---------------------------------------------------------------------------
+
+TEST_CASE("accept would block while nobody is waiting") {
+  const Fd listener = listen(loopback);
+  const Accepted accepted = accept(listener);
+  CHECK(accepted.would_block());
+  CHECK_FALSE(accepted.ok());
+  CHECK(accepted.error == EAGAIN);
+  CHECK_FALSE(static_cast<bool>(accepted.fd));
+  CHECK(accepted.peer == Address());
+}
+
+TEST_CASE("accept takes one connection and tells its peer") {
+  const Fd listener = listen(loopback);
+  const Fd client = client_of(listener);
+  const Accepted accepted = accept_soon(listener);
+  REQUIRE(accepted.ok());
+  CHECK(accepted.error == 0);
+  CHECK(accepted.peer == local_address(client));
+  CHECK(local_address(accepted.fd) == local_address(listener));
+  send_all(client, "hello");
+  CHECK(receive(accepted.fd, 5) == "hello");
+  CHECK(accept(listener).would_block());
+}
+
+TEST_CASE("accept on what does not listen is failed") {
+  const auto pair = make_tcp();
+  const Accepted not_listening = accept(pair.near);
+  CHECK(not_listening.failed());
+  CHECK(not_listening.error == EINVAL);
+  const auto pipe = make_pipe();
+  CHECK(accept(pipe.near).error == ENOTSOCK);
+  const Accepted closed = accept(FdView{-1});
+  CHECK(closed.failed());
+  CHECK(closed.error == EBADF);
+}
+
+TEST_CASE("each error of accept is what the caller can do about it") {
+  const auto classify = detail::classify_accept_error;
+  CHECK(classify(EAGAIN) == AcceptStatus::would_block);
+  for (const int error : {EMFILE, ENFILE, ENOBUFS, ENOMEM})
+    CHECK(classify(error) == AcceptStatus::exhausted);
+  for (const int error :
+       {ECONNABORTED, EPROTO, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET,
+        EHOSTUNREACH, ENETUNREACH, ETIMEDOUT})
+    CHECK(classify(error) == AcceptStatus::retry);
+  for (const int error :
+       {EBADF, EINVAL, ENOTSOCK, EFAULT, EOPNOTSUPP, EPERM, 0})
+    CHECK(classify(error) == AcceptStatus::failed);
+}
+
+TEST_CASE("each status of accept answers to its own question") {
+  const auto answers = [](AcceptStatus status) {
+    Accepted accepted;
+    accepted.status = status;
+    return std::vector<bool>{accepted.ok(), accepted.would_block(),
+                             accepted.retry(), accepted.exhausted(),
+                             accepted.failed()};
+  };
+  using Answers = std::vector<bool>;
+  CHECK(answers(AcceptStatus::accepted) == Answers{1, 0, 0, 0, 0});
+  CHECK(answers(AcceptStatus::would_block) == Answers{0, 1, 0, 0, 0});
+  CHECK(answers(AcceptStatus::retry) == Answers{0, 0, 1, 0, 0});
+  CHECK(answers(AcceptStatus::exhausted) == Answers{0, 0, 0, 1, 0});
+  CHECK(answers(AcceptStatus::failed) == Answers{0, 0, 0, 0, 1});
+}
+
+namespace {
+
+// From now on no descriptor can be had.
+void leave_no_descriptors() {
+  ::rlimit limit{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &limit) == 0);
+  limit.rlim_cur = static_cast<::rlim_t>(lowest_free_descriptor());
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+void leave_one_more_descriptor() {
+  ::rlimit limit{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &limit) == 0);
+  ++limit.rlim_cur;
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+// Runs out of descriptors with a client waiting, in a child whose descriptors
+// are few. Returns 0 if all was as it should be.
+int run_out_of_descriptors(Mode mode) {
+  const Fd listener = listen(loopback);
+  Poller poller;
+  poller.add(listener, Token{1}, Interest::readable, mode);
+  const Fd client = client_of(listener);
+  leave_no_descriptors();
+
+  if (poller.wait(patience).size() != 1) return 1;
+  const Accepted refused = accept(listener);
+  if (!refused.exhausted() || refused.error != EMFILE || refused.fd) return 2;
+  const bool again = poller.wait(0ms).size() == 1;
+  if (again != (mode == Mode::level)) return 3;
+
+  leave_one_more_descriptor();
+  const Accepted accepted = accept(listener);
+  if (!accepted.ok()) return 4;
+  return accepted.peer == local_address(client) ? 0 : 5;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "P15 out of descriptors: who waits goes on waiting; level-triggered "
+    "reports it again, edge-triggered does not") {
+  for (const Mode mode : {Mode::level, Mode::edge})
+    CHECK(run_in_child([=] { return run_out_of_descriptors(mode); }) == 0);
+}
+
+TEST_CASE("P16 an edge stands for all who wait: accept until it would block") {
+  const Fd listener = listen(loopback);
+  Poller poller;
+  poller.add(listener, Token{1}, Interest::readable, Mode::edge);
+  const Fd first = client_of(listener);
+  const Fd second = client_of(listener);
+  REQUIRE(poller.wait(patience).size() == 1);
+  CHECK(accept(listener).peer == local_address(first));
+  CHECK(poller.wait(0ms).empty());
+  CHECK(accept(listener).peer == local_address(second));
+  CHECK(accept(listener).would_block());
+}
+
+TEST_CASE("a signal does not interrupt accept") {
+  const Fd listener = listen(loopback);
+  make_blocking(listener);
+  Accepted accepted;
+  const Address address = local_address(listener);
+  {
+    const Interruptions every_few_milliseconds{0};
+    Fd client;
+    std::thread late([&] {
+      block_interruptions();
+      const auto limit = Clock::now() + patience;
+      while (Interruptions::count() < 10 && Clock::now() < limit)
+        std::this_thread::sleep_for(1ms);
+      client = connect(address).fd;
+    });
+    accepted = accept(listener);
+    late.join();
+  }
+  CHECK(accepted.ok());
+}
+
+// ---------------------------------------------------------------------------
+// connect
+// ---------------------------------------------------------------------------
+
+TEST_CASE("connect is in progress, then writable, then connected") {
+  const Fd listener = listen(loopback);
+  const Connected connected = connect(local_address(listener));
+  CHECK(connected.in_progress());
+  CHECK_FALSE(connected.ok());
+  CHECK_FALSE(connected.failed());
+  CHECK(connected.error == 0);
+  Poller poller;
+  poller.add(connected.fd, Token{1}, Interest::writable);
+  const Events events = poller.wait(patience);
+  REQUIRE(events.size() == 1);
+  CHECK(events[0].writable());
+  CHECK_FALSE(events[0].error());
+  CHECK(finish_connect(connected.fd).ok());
+  CHECK(finish_connect(connected.fd).ok());
+  CHECK(accept_soon(listener).peer == local_address(connected.fd));
+}
+
+TEST_CASE("P23 a refused connection is writable, and finish_connect says why") {
+  const Connected connected = connect(nobody());
+  REQUIRE(connected.in_progress());
+  Poller poller;
+  poller.add(connected.fd, Token{1}, Interest::writable);
+  const Events events = poller.wait(patience);
+  REQUIRE(events.size() == 1);
+  CHECK(events[0].writable());
+  CHECK(events[0].error());
+  const IoResult result = finish_connect(connected.fd);
+  CHECK(result.failed());
+  CHECK(result.error == ECONNREFUSED);
+  CHECK_FALSE(finish_connect(connected.fd).ok());  // told once, and final
+}
+
+TEST_CASE("P23 a socket that nobody connected reports a hang-up at once") {
+  const Fd fd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  Poller poller;
+  poller.add(fd, Token{1}, Interest::writable);
+  const Events events = poller.wait(patience);
+  REQUIRE(events.size() == 1);
+  CHECK(events[0].writable());
+  CHECK(events[0].hang_up());
+}
+
+TEST_CASE(
+    "finish_connect would block while the listener's backlog is full, "
+    "and is ok later") {
+  ListenOptions options;
+  options.backlog = 1;
+  const Fd listener = listen(loopback, options);
+  // Linux queues one more than the backlog, and drops who comes then.
+  const Fd first = client_of(listener);
+  const Fd second = client_of(listener);
+  const Connected third = connect(local_address(listener));
+  REQUIRE(third.in_progress());
+  IoResult result = finish_connect(third.fd);
+  CHECK(result.would_block());
+  CHECK(result.error == 0);
+
+  // A second later the kernel tries again.
+  CHECK(accept_soon(listener).ok());
+  CHECK(accept_soon(listener).ok());
+  REQUIRE(becomes_writable(third.fd));
+  result = finish_connect(third.fd);
+  CHECK(result.ok());
+}
+
+TEST_CASE("connect fails at once for what cannot be connected to") {
+  const Connected unspecified = connect(Address());
+  CHECK(unspecified.failed());
+  CHECK(unspecified.error == EAFNOSUPPORT);
+  CHECK_FALSE(static_cast<bool>(unspecified.fd));
+
+  const int free_before = lowest_free_descriptor();
+  const Connected broadcast = connect(*Address::parse("255.255.255.255:80"));
+  CHECK(broadcast.failed());
+  CHECK(broadcast.error != 0);
+  CHECK_FALSE(static_cast<bool>(broadcast.fd));
+  CHECK(lowest_free_descriptor() == free_before);
+}
+
+TEST_CASE("connect without a free descriptor is failed") {
+  const int code = run_in_child([] {
+    leave_no_descriptors();
+    const Connected connected = connect(*Address::parse("127.0.0.1:80"));
+    return connected.failed() && connected.error == EMFILE ? 0 : 1;
+  });
+  CHECK(code == 0);
+}
+
+TEST_CASE("a connect that a signal interrupts is in progress all the same") {
+  const Fd listener = listen(loopback);
+  spy::answer = spy::Answer::interrupted;
+  const Connected connected = connect(local_address(listener));
+  CHECK(connected.in_progress());
+  REQUIRE(becomes_writable(connected.fd));
+  CHECK(finish_connect(connected.fd).ok());
+}
+
+TEST_CASE("a connection that is made at once is connected") {
+  const Fd listener = listen(loopback);
+  spy::answer = spy::Answer::at_once;
+  const Connected connected = connect(local_address(listener));
+  CHECK(connected.ok());
+  CHECK(finish_connect(connected.fd).ok());
+}
+
+TEST_CASE("finish_connect of a connection that was reset meanwhile is failed") {
+  const Fd listener = listen(loopback);
+  const Connected connected = connect(local_address(listener));
+  Accepted accepted = accept_soon(listener);
+  REQUIRE(becomes_writable(connected.fd));
+  reset_connection(accepted.fd);
+  REQUIRE(becomes(connected.fd, POLLRDHUP));
+  CHECK(finish_connect(connected.fd).error == ECONNRESET);
+}
+
+TEST_CASE("finish_connect of what is no socket is failed") {
+  const auto ends = make_pipe();
+  const IoResult result = finish_connect(ends.near);
+  CHECK(result.failed());
+  CHECK(result.error == ENOTSOCK);
+  CHECK(finish_connect(FdView{-1}).error == EBADF);
+}
