@@ -180,7 +180,7 @@ class Fd {
   explicit Fd(int descriptor) noexcept : descriptor_(descriptor) {}
   Fd(Fd&& other) noexcept : descriptor_(other.release()) {}
   Fd& operator=(Fd&& other) noexcept {
-    if (this != &other) reset(other.release());
+    reset(other.release());
     return *this;
   }
   Fd(const Fd&) = delete;
@@ -386,10 +386,12 @@ class Poller {
   template <class Rep, class Period>
   Events wait(std::chrono::duration<Rep, Period> timeout) & {
     using std::chrono::nanoseconds, std::chrono::steady_clock;
-    constexpr std::chrono::hours century{24 * 36525};
+    // In double, because neither a century of picoseconds nor an eternity of days fits 64 bits.
+    constexpr std::chrono::duration<double> century{36525.0 * 24 * 60 * 60};
     if (timeout > century) return wait();
     const auto start = steady_clock::now();
-    const auto limit = std::max(std::chrono::ceil<nanoseconds>(timeout), nanoseconds::zero());
+    const auto limit =
+        timeout > timeout.zero() ? std::chrono::ceil<nanoseconds>(timeout) : nanoseconds::zero();
     for (auto left = limit;;
          left = std::max(start + limit - steady_clock::now(), nanoseconds::zero())) {
       const int ready = collect(&left);
@@ -522,8 +524,8 @@ class Address {
     const std::string_view digits = text.substr(colon + 1);
     std::uint32_t port = 0;
     if (!parse_number(digits, port) || port > UINT16_MAX) return std::nullopt;
-    const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']' &&
-                           host.find(':') != std::string_view::npos;
+    const bool bracketed =
+        host.starts_with('[') && host.ends_with(']') && host.find(':') != std::string_view::npos;
     if (bracketed) host = host.substr(1, host.size() - 2);
     // Without brackets, 2001:db8::1:80 could mean two things.
     if (!bracketed && host.find(':') != std::string_view::npos) return std::nullopt;
@@ -1041,7 +1043,7 @@ class LineBuffer {
         newline != nullptr ? static_cast<std::size_t>(newline - bytes.data()) + 1 : bytes.size();
     // Without its newline a line of max_line bytes is too long already.
     const std::size_t limit = newline != nullptr ? max_line_ : max_line_ - 1;
-    if (overlong_ || partial_.size() + length > limit) return give_up();
+    if (partial_.size() + length > limit) return give_up();
     if (newline == nullptr) return keep_partial(bytes);
     block_.take(length);
     if (partial_.empty()) return bytes.substr(0, length);

@@ -858,8 +858,17 @@ TEST_CASE("a timeout of zero or less only looks") {
       CHECK(poller.wait(timeout).empty());
       CHECK(spy::limit == 0ns);
     }
+    for (const auto timeout :
+         {std::chrono::seconds::min(),
+          std::chrono::seconds::min() + std::chrono::seconds{633402445}}) {
+      wait_coarsely(coarsely);
+      CHECK(poller.wait(timeout).empty());
+      CHECK(spy::limit == 0ns);
+    }
+    CHECK(poller.wait(std::chrono::hours::min()).empty());
     poller.add(ends.near, any, Interest::writable);
     CHECK(poller.wait(nanoseconds::min()).size() == 1);
+    CHECK(poller.wait(std::chrono::duration<int, std::pico>{1}).size() == 1);
   }
   spy::reset();
 }
@@ -882,7 +891,8 @@ TEST_CASE(
     CHECK(waits_for_ever(std::chrono::seconds::max()));
     CHECK(waits_for_ever(std::chrono::hours::max()));
     CHECK(waits_for_ever(std::chrono::duration<double>{1e300}));
-    CHECK(waits_for_ever(24h * 36525 + 1ns));
+    CHECK(waits_for_ever(24h * 36525 + 1s));
+    CHECK(waits_for_ever(std::chrono::days::max()));
     CHECK(poller.wait_until(Clock::time_point::max()).size() == 1);
     CHECK(spy::limit == spy::forever);
     CHECK(poller.wait(24h * 36525).size() == 1);
