@@ -1,28 +1,20 @@
 // Without exceptions a failed set-up prints its line and aborts.
 //
-// Compiled with -fno-exceptions this is the real thing. Compiled without, it
-// takes away the macro by which the header knows, so that the same branch of it
-// is tested either way.
+// CMake compiles this file alone with -fno-exceptions and -fno-rtti.
+#ifdef __cpp_exceptions
+  #error "compile this with -fno-exceptions"
+#endif
+
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
-#include <bit>
-#include <charconv>
-#include <chrono>
 #include <csignal>
-#include <memory>
-#include <optional>
-#include <span>
-#include <string>
-#include <system_error>
-
-#undef __cpp_exceptions
 #include <edgewise.hpp>
+#include <string>
 
 using namespace edgewise;
 
