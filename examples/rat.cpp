@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <csignal>
 #include <deque>
 #include <iostream>
@@ -66,6 +67,9 @@ constexpr Token listener_token{0};
 
 // One client may fill this many blocks of 64 KiB before others have their turn.
 constexpr int reads_per_event = 2;
+
+// As many may come in before those who are there have their turn.
+constexpr int accepts_per_event = 64;
 
 // How long to listen to a rejected client, so that it can read why.
 constexpr auto linger_time = 1s;
@@ -156,7 +160,8 @@ class Server {
 
  private:
   void accept_clients() {
-    for (;;) {
+    // Level-triggered: whoever is still waiting is reported again.
+    for (int accepts = 0; accepts < accepts_per_event; ++accepts) {
       Accepted accepted = accept(listener_);
       if (accepted.retry()) continue;
       if (accepted.exhausted()) return pause_accepting(accepted.error);
@@ -230,8 +235,10 @@ class Server {
                                std::to_string(options_.max_line) +
                                " bytes, its newline included\n";
     if (client.output.empty()) unsent_.push_back(token);
-    client.state =
-        client.output.append(reason) ? State::rejected : State::too_slow;
+    client.state = State::rejected;
+    if (client.output.append(reason)) return;
+    client.state = State::too_slow;
+    unsent_.push_back(token);
   }
 
   void linger(Token token, Client& client) {
@@ -408,7 +415,11 @@ int main(int argc, char** argv) {
     } else {
       return serve(options);
     }
-  } catch (const UsageError& error) {
+  } catch (UsageError& error) {
+    // What was typed may hold a newline, and the answer is one line.
+    std::replace_if(
+        error.what.begin(), error.what.end(),
+        [](unsigned char byte) { return byte < ' '; }, '?');
     std::cerr << "rat: " << error.what << " (see rat --help)\n";
     return 2;
   } catch (const std::exception& error) {
