@@ -11,6 +11,7 @@
 // port that is free. Options for doctest go in front of NN, such as
 // -tc='*reset*' to make only the checks whose names match.
 
+#include <linux/sockios.h>
 #include <sys/ioctl.h>
 
 #include <atomic>
@@ -817,6 +818,48 @@ TEST_CASE("half a line is thrown away when its sender resets") {
   room.wait_for_descriptors(before - 1);
   expect_delivery(room, other, "after\n", {&reader});
   expect_delivery(room, reader, "answer\n", {&other});
+}
+
+TEST_CASE("lines sent before a reset arrive though a send to it fails first") {
+  StartedRoom room;
+  const auto peers = room.join(3);
+  Peer& talker = *peers[0];
+  Peer& other = *peers[1];
+  Peer& reader = *peers[2];
+  const std::size_t before = room.server().descriptors();
+  step("A sends 16 MiB, which opens its window");
+  send_blocks(room, talker, {&other, &reader}, 16);
+  step("behind the stopped server's back A sends 200 KB and resets, B talks");
+  std::string said;
+  while (said.size() < 200'000) said += std::string(999, 'a') + '\n';
+  room.server().stop();
+  talker.say(said + "half");
+  const auto taken = [&] {
+    int unacknowledged = 0;
+    ::ioctl(talker.socket(), SIOCOUTQ, &unacknowledged);
+    return talker.unsent() == 0 && unacknowledged == 0;
+  };
+  for (int i = 0; i < 100 && !taken(); ++i) room.watch_for(10ms);
+  if (!taken()) {
+    room.server().resume();
+    return skip("the kernel does not hold 200 KB for a server that is stopped");
+  }
+  talker.reset();
+  other.say("from B\n");
+  room.server().resume();
+  const std::string from_b = "from B\n";
+  room.wait([&] { return reader.inbox.size() >= said.size() + from_b.size(); },
+            "C gets all lines of both");
+  room.wait_for_descriptors(before - 1);
+  const auto place = reader.inbox.find(from_b);
+  expect(place != reader.inbox.npos, "C gets B's line",
+         room.describe_peer(reader));
+  reader.inbox.erase(place, from_b.size());
+  expect(reader.inbox == said, "C gets A's whole lines and no more",
+         room.describe_peer(reader));
+  reader.inbox.clear();
+  room.wait_for_inbox(other, said);
+  expect_delivery(room, other, "after\n", {&reader});
 }
 
 TEST_CASE("an unterminated last line is delivered with a newline") {
