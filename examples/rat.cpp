@@ -234,11 +234,8 @@ class Server {
     const std::string reason = "error: a line may have at most " +
                                std::to_string(options_.max_line) +
                                " bytes, its newline included\n";
-    if (client.output.empty()) unsent_.push_back(token);
     client.state = State::rejected;
-    if (client.output.append(reason)) return;
-    client.state = State::too_slow;
-    unsent_.push_back(token);
+    enqueue(token, client, reason);
   }
 
   void linger(Token token, Client& client) {
@@ -260,12 +257,17 @@ class Server {
     for (auto& [token, client] : clients_) {
       if (client.state != State::open) continue;
       if (token == sender && !options_.echo) continue;
-      // What is not empty is in the list already, or awaits room.
-      if (client.output.empty()) unsent_.push_back(token);
-      if (client.output.append(line)) continue;
-      client.state = State::too_slow;
-      unsent_.push_back(token);
+      enqueue(token, client, line);
     }
+  }
+
+  // To be sent at the end of the turn.
+  void enqueue(Token token, Client& client, std::string_view text) {
+    // What is not empty is in the list already, or awaits room.
+    if (client.output.empty()) unsent_.push_back(token);
+    if (client.output.append(text)) return;
+    client.state = State::too_slow;
+    unsent_.push_back(token);
   }
 
   void flush(Token token) {

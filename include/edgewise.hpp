@@ -913,10 +913,10 @@ class ByteQueue {
       std::memmove(block_.get(), bytes().data(), size());
     } else {
       const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed + size() / 4));
-      Block larger = new_block(capacity);
-      if (!larger) return false;
-      std::copy_n(bytes().data(), size(), larger.get());
-      block_ = std::move(larger);
+      Block block = new_block(capacity);
+      if (!block) return false;
+      std::copy_n(bytes().data(), size(), block.get());
+      block_ = std::move(block);
       capacity_ = capacity;
     }
     end_ -= begin_;
