@@ -43,8 +43,9 @@
 //     }
 //   }
 //
-// Contents: 1 errors and results   2 Fd   3 Poller   4 addresses and sockets
-//           5 reading and writing  6 LineBuffer      7 WriteBuffer
+// Contents: 1 errors and results   2 Fd     3 Poller   4 Waker, Timer, Signals, Child
+//           5 Slab   6 addresses and sockets           7 reading and writing
+//           8 LineBuffer, FrameBuffer   9 WriteBuffer  10 BroadcastLog
 //
 // Conventions that hold everywhere:
 // - Setting up throws std::system_error, whose text names the call and what it
@@ -72,14 +73,22 @@
 #endif
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <net/if.h>  // the zone of a link-local IPv6 address
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): POSIX's part
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -89,11 +98,13 @@
 #include <charconv>
 #include <chrono>
 #include <climits>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <new>
 #include <optional>
@@ -101,6 +112,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 namespace edgewise {
@@ -159,6 +171,17 @@ struct [[nodiscard]] IoResult {
   // Nothing more will come: end of stream or failure.
   bool ended() const noexcept { return end_of_stream() || failed(); }
 };
+
+// For a log: "5000 bytes, would block", "end of stream", "failed: Connection reset by peer".
+inline std::string to_string(const IoResult& result) {
+  std::string text;
+  if (result.bytes > 0 || result.ok()) text = std::to_string(result.bytes) + " bytes";
+  if (result.ok()) return text;
+  if (!text.empty()) text += ", ";
+  if (result.would_block()) return text + "would block";
+  if (result.end_of_stream()) return text + "end of stream";
+  return text + "failed: " + std::strerror(result.error);
+}
 
 // ===========================================================================
 // 2  Fd                                                          (chapter 01)
@@ -220,6 +243,19 @@ class FdView {
   int descriptor_;
 };
 
+// A pipe: what goes in at `writer` comes out at `reader`. See pipe(7).
+struct Pipe {
+  Fd reader;
+  Fd writer;
+};
+
+// Both ends are non-blocking. Throws std::system_error.
+[[nodiscard]] inline Pipe open_pipe() {
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_NONBLOCK | O_CLOEXEC) != 0) detail::fail(errno, {"open a pipe"});
+  return {Fd{ends[0]}, Fd{ends[1]}};
+}
+
 // ===========================================================================
 // 3  Poller                                           (chapters 01, 02 and 03)
 //
@@ -266,7 +302,35 @@ constexpr bool has(Flags set, Flags part) noexcept {
   return (static_cast<std::uint32_t>(set) & static_cast<std::uint32_t>(part)) != 0;
 }
 
+struct FlagName {
+  std::uint32_t flag;
+  const char* name;
+};
+
+inline std::string names_of(std::uint32_t flags, std::initializer_list<FlagName> names) {
+  std::string text;
+  for (const FlagName& each : names) {
+    if ((flags & each.flag) == 0) continue;
+    if (!text.empty()) text += ", ";
+    text += each.name;
+  }
+  return text.empty() ? "nothing" : text;
+}
+
 }  // namespace detail
+
+// For a log: "readable, writable", and "nothing" for none.
+inline std::string to_string(Interest interest) {
+  return detail::names_of(static_cast<std::uint32_t>(interest),
+                          {{EPOLLIN, "readable"}, {EPOLLOUT, "writable"}, {EPOLLPRI, "priority"}});
+}
+
+// For a log: "level-triggered", "edge-triggered, one-shot".
+inline std::string to_string(Mode mode) {
+  const char* trigger = detail::has(mode, Mode::edge) ? "edge-triggered" : "level-triggered";
+  return std::string(trigger) + (detail::has(mode, Mode::oneshot) ? ", one-shot" : "") +
+         (detail::has(mode, Mode::exclusive) ? ", exclusive" : "");
+}
 
 // One ready descriptor, laid out as the kernel's epoll_event.
 //
@@ -300,6 +364,17 @@ class Event {
 };
 static_assert(sizeof(Event) == sizeof(::epoll_event));
 
+// For a log, in the kernel's words: "token 7: readable, read closed".
+inline std::string to_string(const Event& event) {
+  return "token " + std::to_string(static_cast<std::uint64_t>(event.token())) + ": " +
+         detail::names_of(event.bits(), {{EPOLLIN, "readable"},
+                                         {EPOLLOUT, "writable"},
+                                         {EPOLLPRI, "priority"},
+                                         {EPOLLRDHUP, "read closed"},
+                                         {EPOLLHUP, "hang-up"},
+                                         {EPOLLERR, "error"}});
+}
+
 // The events of one wait, to iterate over: a view into the Poller, overwritten by its next wait.
 class Events {
  public:
@@ -316,13 +391,35 @@ class Events {
   std::size_t count_;
 };
 
+namespace detail {
+
+inline constexpr std::chrono::nanoseconds century{std::int64_t{36525} * 86'400 * 1'000'000'000};
+
+// In double, because neither a century of picoseconds nor an eternity of days fits 64 bits.
+template <class Rep, class Period>
+constexpr bool exceeds_century(std::chrono::duration<Rep, Period> time) noexcept {
+  using Seconds = std::chrono::duration<double>;
+  return Seconds(time) > Seconds(century);
+}
+
+// Rounded up, at least zero, and at most a century.
+template <class Rep, class Period>
+constexpr std::chrono::nanoseconds clamp(std::chrono::duration<Rep, Period> time) noexcept {
+  if (exceeds_century(time)) return century;
+  return time > time.zero() ? std::chrono::ceil<std::chrono::nanoseconds>(time) : century.zero();
+}
+
+}  // namespace detail
+
 // Owns one epoll instance and the array that receives its events.
 //
 // Cost: one system call each; set takes a second where it adds. Waiting with a limit also reads the
 // clock, which is none. Memory is allocated by the constructor alone.
 // Errors: all but try_add and remove throw std::system_error.
 // Threads: one waits at a time. add, modify, set and remove may be called from any thread, also
-// during a wait, and take effect in it. See epoll(7), epoll_ctl(2), epoll_wait(2).
+// during a wait, and take effect in it.
+// Processes: after fork(2) both would change one and the same set, so the child makes a Poller of
+// its own. See epoll(7), epoll_ctl(2), epoll_wait(2).
 class Poller {
  public:
   // `batch` is the most events that one wait hands out. If more are ready, the kernel takes them in
@@ -331,7 +428,7 @@ class Poller {
     if (const int error = errno; !epoll_) detail::fail(error, {"create a poller"});
     if (batch == 0 || batch > INT_MAX / sizeof(Event))
       detail::fail(EINVAL, {"create a poller with a batch of ", std::to_string(batch), " events"});
-    events_ = std::make_unique<Event[]>(batch);
+    memory_ = std::make_unique<char[]>(batch * sizeof(Event));
     batch_ = batch;
   }
 
@@ -375,7 +472,7 @@ class Poller {
   Events wait() & {
     for (;;) {
       const int ready = collect(nullptr);
-      if (ready >= 0) return {events_.get(), static_cast<std::size_t>(ready)};
+      if (ready >= 0) return events(ready);
     }
   }
 
@@ -385,24 +482,15 @@ class Poller {
   // meanwhile does not prolong the wait, nor end it.
   template <class Rep, class Period>
   Events wait(std::chrono::duration<Rep, Period> timeout) & {
-    using std::chrono::nanoseconds, std::chrono::steady_clock;
-    // In double, because neither a century of picoseconds nor an eternity of days fits 64 bits.
-    constexpr std::chrono::duration<double> century{36525.0 * 24 * 60 * 60};
-    if (timeout > century) return wait();
-    const auto start = steady_clock::now();
-    const auto limit =
-        timeout > timeout.zero() ? std::chrono::ceil<nanoseconds>(timeout) : nanoseconds::zero();
-    for (auto left = limit;;
-         left = std::max(start + limit - steady_clock::now(), nanoseconds::zero())) {
-      const int ready = collect(&left);
-      if (ready >= 0) return {events_.get(), static_cast<std::size_t>(ready)};
-    }
+    if (detail::exceeds_century(timeout)) return wait();
+    return wait_at_most(detail::clamp(timeout));
   }
 
   // The same up to a point in time. One in the past only looks.
   Events wait_until(std::chrono::steady_clock::time_point deadline) & {
     const auto now = std::chrono::steady_clock::now();
-    return wait(deadline > now ? deadline - now : std::chrono::nanoseconds::zero());
+    if (deadline <= now) return wait_at_most(detail::century.zero());
+    return deadline - now > detail::century ? wait() : wait_at_most(deadline - now);
   }
 
   // A range-for over a temporary poller's events would read freed memory.
@@ -412,7 +500,7 @@ class Poller {
   Events wait_until(std::chrono::steady_clock::time_point) && = delete;
 
   // An epoll instance is itself a descriptor that another poller can watch.
-  FdView fd() const noexcept { return epoll_; }
+  operator FdView() const noexcept { return epoll_; }  // NOLINT(google-explicit-constructor)
 
  private:
   // The kernel would say EINVAL and leave the reader to guess.
@@ -433,7 +521,8 @@ class Poller {
     if (error == ENOENT) hint = " (it was never added: add or set it)";
     if (error == EBADF) hint = " (it is not open)";
     if (error == EINVAL) hint = " (it is a poller itself, or was added with Mode::exclusive)";
-    if (error == EPERM) hint = " (it cannot be waited for, like a regular file: just use it)";
+    if (error == EPERM)
+      hint = " (a regular file or the like is always ready: do not add it, just read or write it)";
     if (error == ENOSPC) hint = " (the limit fs.epoll.max_user_watches is reached)";
     detail::fail(error, {"poller: ", verb, " descriptor ", std::to_string(fd.get()), hint});
   }
@@ -448,6 +537,15 @@ class Poller {
     event.data.u64 = static_cast<std::uint64_t>(token);
     const int result = ::epoll_ctl(epoll_.get(), operation, fd.get(), &event);
     return {result == 0 ? 0 : errno, std::generic_category()};
+  }
+
+  Events wait_at_most(std::chrono::nanoseconds limit) {
+    using std::chrono::steady_clock;
+    const auto start = steady_clock::now();
+    for (auto left = limit;; left = std::max(start + limit - steady_clock::now(), limit.zero())) {
+      const int ready = collect(&left);
+      if (ready >= 0) return events(ready);
+    }
   }
 
   // One system call. Returns the number of events, or -1 where the caller has to wait on for the
@@ -488,7 +586,10 @@ class Poller {
 #endif
   }
 
-  ::epoll_event* raw_events() noexcept { return reinterpret_cast<::epoll_event*>(events_.get()); }
+  ::epoll_event* raw_events() noexcept { return reinterpret_cast<::epoll_event*>(memory_.get()); }
+  Events events(int count) const noexcept {
+    return {reinterpret_cast<const Event*>(memory_.get()), static_cast<std::size_t>(count)};
+  }
 
   static int interrupted() {
     if (const int error = errno; error != EINTR) detail::fail(error, {"poller: wait"});
@@ -496,28 +597,392 @@ class Poller {
   }
 
   Fd epoll_;
-  std::unique_ptr<Event[]> events_;
+  std::unique_ptr<char[]> memory_;  // of the events, which the kernel writes
   std::size_t batch_ = 0;
   bool precise_ = true;
 };
 
 // ===========================================================================
-// 4  Addresses and sockets                                       (chapter 01)
+// 4  Waker, Timer, Signals, Child                        (chapters 07 and 09)
+//
+// A loop waits in one place only. So whatever else may happen (another thread has work, time is up,
+// a signal comes, a child process ends) has to become a descriptor too, and Linux has one for each.
+// Add these to a Poller like any other: poller.add(timer, Token{2}, Interest::readable).
+// ===========================================================================
+
+// Ends a wait from outside: wake makes it readable until clear.
+//
+//   other thread                         the loop, when the waker is readable
+//   put something into a mailbox         waker.clear()
+//   waker.wake()                         take all there is out of the mailbox
+//
+// Clear first, then look: so nothing that is put in later goes unseen. Any number of wakes before
+// the clear are one event.
+// Cost: a descriptor; one system call each. Errors: only the constructor throws.
+// Threads: wake may be called from any thread, and in a signal handler. See eventfd(2).
+class Waker {
+ public:
+  Waker() : fd_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+    if (const int error = errno; !fd_) detail::fail(error, {"create a waker"});
+  }
+
+  void wake() const noexcept {
+    const int interrupted_code = errno;  // in a signal handler, its errno is not ours to change
+    constexpr std::uint64_t one = 1;
+    // EAGAIN, from a counter that is full, is as good: it is awake.
+    static_cast<void>(detail::retry_on_eintr([&] { return ::write(fd_.get(), &one, sizeof one); }));
+    errno = interrupted_code;
+  }
+
+  // True if there was a wake since the last clear.
+  bool clear() noexcept {
+    std::uint64_t wakes = 0;
+    return detail::retry_on_eintr([&] { return ::read(fd_.get(), &wakes, sizeof wakes); }) > 0;
+  }
+
+  operator FdView() const noexcept { return fd_; }  // NOLINT(google-explicit-constructor)
+
+ private:
+  Fd fd_;
+};
+
+// Readable when time is up, once or again and again. On the monotonic clock, which nobody sets and
+// which stands still while the machine sleeps.
+//
+// A time that is zero, negative or past is up at once; more than a century counts as a century.
+// Cost: a descriptor; one system call each. Errors: only the constructor throws.
+// See timerfd_create(2).
+class Timer {
+ public:
+  Timer() : fd_(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) {
+    if (const int error = errno; !fd_) detail::fail(error, {"create a timer"});
+  }
+
+  // Each of these replaces what was set before.
+  template <class Rep, class Period>
+  void expire_after(std::chrono::duration<Rep, Period> delay) noexcept {
+    set(0, at_least_1ns(detail::clamp(delay)), {});
+  }
+  template <class Rep, class Period>
+  void expire_every(std::chrono::duration<Rep, Period> period) noexcept {
+    const auto time = at_least_1ns(detail::clamp(period));
+    set(0, time, time);
+  }
+  void expire_at(std::chrono::steady_clock::time_point deadline) noexcept {
+    set(TFD_TIMER_ABSTIME, at_least_1ns(deadline.time_since_epoch()), {});
+  }
+  void stop() noexcept { set(0, {}, {}); }
+
+  // How often time was up since this was last asked or the timer was set: more than 1 where a loop
+  // was too busy to keep up with a period. Makes the timer unreadable until the next time.
+  std::uint64_t expirations() noexcept {
+    std::uint64_t count = 0;
+    const auto got =
+        detail::retry_on_eintr([&] { return ::read(fd_.get(), &count, sizeof count); });
+    return got > 0 ? count : 0;
+  }
+
+  operator FdView() const noexcept { return fd_; }  // NOLINT(google-explicit-constructor)
+
+ private:
+  // To the kernel, zero means stop.
+  static std::chrono::nanoseconds at_least_1ns(std::chrono::nanoseconds time) noexcept {
+    return std::max(time, std::chrono::nanoseconds{1});
+  }
+
+  static ::timespec to_timespec(std::chrono::nanoseconds time) noexcept {
+    const std::int64_t seconds = time.count() / 1'000'000'000;
+    // time_t has 32 bits on some 32-bit machines.
+    constexpr std::int64_t most = std::numeric_limits<decltype(::timespec::tv_sec)>::max();
+    ::timespec result{};
+    result.tv_sec = static_cast<decltype(result.tv_sec)>(std::min(seconds, most));
+    result.tv_nsec = static_cast<decltype(result.tv_nsec)>(time.count() % 1'000'000'000);
+    return result;
+  }
+
+  void set(int flags, std::chrono::nanoseconds first, std::chrono::nanoseconds period) noexcept {
+    const ::itimerspec times{to_timespec(period), to_timespec(first)};
+    ::timerfd_settime(fd_.get(), flags, &times, nullptr);
+  }
+
+  Fd fd_;
+};
+
+// Signals as something to read, instead of a handler that may interrupt anything.
+//
+// The constructor blocks them for this thread, and for the threads and processes that it starts
+// afterwards: so make this before the first thread. They stay blocked when this is gone, lest a
+// second SIGTERM end a shutdown half-way; a program that you exec inherits that (sigprocmask(2)).
+// Signals of the same number that come before you look are one. After fork(2), the child makes a
+// Signals of its own: this one's readiness in an inherited Poller is the parent's.
+//
+// Cost: a descriptor; one system call each. Errors: only the constructor throws, also for SIGKILL
+// and SIGSTOP, which nobody can block. See signalfd(2).
+class Signals {
+ public:
+  explicit Signals(std::initializer_list<int> numbers) {
+    ::sigset_t set;
+    ::sigemptyset(&set);
+    for (const int number : numbers)
+      if (number == SIGKILL || number == SIGSTOP || ::sigaddset(&set, number) != 0)
+        detail::fail(EINVAL, {"watch signal ", std::to_string(number)});
+    fd_.reset(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
+    if (const int error = errno; !fd_) detail::fail(error, {"watch signals"});
+    ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  }
+
+  // A signal that has come, with its number (ssi_signo) and sender (ssi_pid), or nothing. Call it
+  // until there is nothing more.
+  std::optional<::signalfd_siginfo> next() noexcept {
+    ::signalfd_siginfo info;
+    if (detail::retry_on_eintr([&] { return ::read(fd_.get(), &info, sizeof info); }) <= 0)
+      return std::nullopt;
+    return info;
+  }
+
+  operator FdView() const noexcept { return fd_; }  // NOLINT(google-explicit-constructor)
+
+ private:
+  Fd fd_;
+};
+
+// How a process ended: with exit code `code`, or killed by `signal` if that is not 0.
+struct ExitStatus {
+  int code = 0;
+  int signal = 0;
+
+  bool ok() const noexcept { return code == 0 && signal == 0; }
+};
+
+// A process, readable once it has ended; then reap it and remove this from the Poller, since it
+// stays readable. Destroying it neither ends nor reaps the process.
+//
+// Cost: a descriptor; one system call each. Errors: only the constructor throws, with ESRCH if
+// there is no such process, and ENOSYS before Linux 5.4. See pidfd_open(2), waitid(2).
+class Child {
+ public:
+  explicit Child(::pid_t pid)
+      : pid_(pid), fd_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {
+    if (const int error = errno; !fd_) detail::fail(error, {"watch process ", std::to_string(pid)});
+  }
+
+  ::pid_t pid() const noexcept { return pid_; }
+
+  // Takes the zombie away and tells how the process ended. Nothing while it runs, and if it is not
+  // this process's own child or was reaped before.
+  std::optional<ExitStatus> reap() noexcept {
+    constexpr auto by_pidfd = static_cast<::idtype_t>(3);  // P_PIDFD, which glibc has since 2.36
+    ::siginfo_t info{};
+    const int result = detail::retry_on_eintr([&] {
+      return ::waitid(by_pidfd, static_cast<::id_t>(fd_.get()), &info, WEXITED | WNOHANG);
+    });
+    if (result != 0 || info.si_pid == 0) return std::nullopt;
+    if (info.si_code == CLD_EXITED) return ExitStatus{info.si_status, 0};
+    return ExitStatus{0, info.si_status};
+  }
+
+  // Sends a signal. Unlike kill(2) it never hits a stranger who got the same number since. False if
+  // the process has been reaped, or is not yours to signal.
+  bool kill(int signal) noexcept {
+    return ::syscall(SYS_pidfd_send_signal, fd_.get(), signal, nullptr, 0) == 0;
+  }
+
+  operator FdView() const noexcept { return fd_; }  // NOLINT(google-explicit-constructor)
+
+ private:
+  ::pid_t pid_;
+  Fd fd_;
+};
+
+// ===========================================================================
+// 5  Slab                                                        (chapter 05)
+//
+// A batch of events is a snapshot. When the handler of its first event ends the client of its
+// second one, that event is stale, and a new client may already sit in the old one's place: under
+// the same descriptor number, and in a plain array under the same index. So a token has to say
+// which of all who ever sat there is meant.
+// ===========================================================================
+
+// Values, each found by a Token that is never given out again: the index of a slot, and the slot's
+// generation, which changes with each tenant. A stale token finds nothing.
+//
+//   auto [token, client] = clients.emplace(std::move(socket));
+//   poller.add(client.socket, token, Interest::readable);
+//   if (Client* client = clients.find(event.token())) ...
+//
+// All its tokens are 2^32 or more, so smaller ones are yours, for the listener and the like. Values
+// stay where they are until erased: pointers to them stay good, whatever else comes and goes.
+//
+// Cost: find is two array look-ups and a comparison. 8 bytes a slot besides the value. Slots are
+// allocated in chunks of 64, 128 and so on, and used again, but not freed before the Slab is. A
+// walk visits every slot that was ever in use. Errors: emplace throws what the value's constructor
+// throws, or bad_alloc.
+template <class T>
+class Slab {
+  template <class Value>
+  class Iterator;
+  struct End {};
+
+ public:
+  template <class Value>
+  struct Entry {
+    Token token;
+    Value& value;
+  };
+
+  Slab() noexcept = default;
+  Slab(const Slab&) = delete;
+  Slab& operator=(const Slab&) = delete;
+  ~Slab() {
+    clear();
+    for (std::size_t chunk = 0; chunk < std::size(chunks_); ++chunk)
+      if (chunks_[chunk] != nullptr) Allocator().deallocate(chunks_[chunk], first_chunk << chunk);
+  }
+
+  // Makes a value of the arguments, in the slot that was free last.
+  template <class... Arguments>
+  Entry<T> emplace(Arguments&&... arguments) {
+    const bool grows = free_ == none;
+    const std::uint32_t index = grows ? used_ : free_;
+    Slot& slot = grows ? new_slot(index) : slot_at(index);
+    if constexpr (std::is_constructible_v<T, Arguments...>) {
+      ::new (static_cast<void*>(&slot.value)) T(std::forward<Arguments>(arguments)...);
+    } else {
+      ::new (static_cast<void*>(&slot.value)) T{std::forward<Arguments>(arguments)...};
+    }
+    if (grows) {
+      ++used_;
+    } else {
+      free_ = slot.next_free;
+    }
+    ++slot.generation;
+    ++size_;
+    return {token_of(index), slot.value};
+  }
+
+  // The value, or nullptr if it was erased, or the token is none of this Slab's.
+  T* find(Token token) noexcept { return holds(token) ? &slot_at(index_of(token)).value : nullptr; }
+  const T* find(Token token) const noexcept {
+    return holds(token) ? &slot_at(index_of(token)).value : nullptr;
+  }
+
+  // Destroys the value. False if there was none. Fine during a walk.
+  bool erase(Token token) noexcept {
+    if (!holds(token)) return false;
+    Slot& slot = slot_at(index_of(token));
+    ++slot.generation;
+    --size_;
+    slot.value.~T();
+    // A slot whose generations are used up is retired, lest a token come again.
+    if (slot.generation != 0) slot.next_free = std::exchange(free_, index_of(token));
+    return true;
+  }
+
+  void clear() noexcept {
+    for (const auto& entry : *this) erase(entry.token);
+  }
+
+  std::size_t size() const noexcept { return size_; }
+  bool empty() const noexcept { return size_ == 0; }
+
+  // for (auto [token, value] : slab). What is erased meanwhile is not visited; what is emplaced
+  // meanwhile may be.
+  Iterator<T> begin() noexcept { return Iterator<T>{this}; }
+  Iterator<const T> begin() const noexcept { return Iterator<const T>{this}; }
+  End end() const noexcept { return {}; }
+
+ private:
+  static constexpr std::size_t first_chunk = 64;  // slots; each further chunk has twice as many
+  static constexpr std::uint32_t none = UINT32_MAX;
+
+  // NOLINTNEXTLINE(cppcoreguidelines-special-member-functions): never copied
+  struct Slot {
+    Slot() noexcept {}  // NOLINT(modernize-use-equals-default): the union forbids it
+    ~Slot() {}          // NOLINT(modernize-use-equals-default)
+
+    union {
+      T value;
+    };
+    std::uint32_t generation = 0;  // odd while there is a value
+    std::uint32_t next_free = none;
+  };
+
+  template <class Value>
+  class Iterator {
+   public:
+    using Owner = std::conditional_t<std::is_const_v<Value>, const Slab, Slab>;
+    explicit Iterator(Owner* slab) noexcept : slab_(slab) { skip_free(); }
+
+    Entry<Value> operator*() const noexcept {
+      return {slab_->token_of(index_), slab_->slot_at(index_).value};
+    }
+    Iterator& operator++() noexcept {
+      ++index_;
+      skip_free();
+      return *this;
+    }
+    bool operator!=(End) const noexcept { return index_ < slab_->used_; }
+
+   private:
+    void skip_free() noexcept {
+      while (index_ < slab_->used_ && slab_->slot_at(index_).generation % 2 == 0) ++index_;
+    }
+
+    Owner* slab_;
+    std::uint32_t index_ = 0;
+  };
+
+  using Allocator = std::allocator<Slot>;
+
+  // Chunk k begins with slot 64 * (2^k - 1).
+  static std::size_t chunk_of(std::size_t index) noexcept {
+    return static_cast<std::size_t>(std::bit_width(index / first_chunk + 1)) - 1;
+  }
+  Slot& slot_at(std::size_t index) const noexcept {
+    const std::size_t chunk = chunk_of(index);
+    return chunks_[chunk][index + first_chunk - (first_chunk << chunk)];
+  }
+  // A slot that never was in use. Its memory was not touched before.
+  Slot& new_slot(std::size_t index) {
+    Slot*& chunk = chunks_[chunk_of(index)];
+    if (chunk == nullptr) chunk = Allocator().allocate(first_chunk << chunk_of(index));
+    return *::new (static_cast<void*>(&slot_at(index))) Slot();
+  }
+
+  static std::uint32_t index_of(Token token) noexcept { return static_cast<std::uint32_t>(token); }
+  Token token_of(std::uint32_t index) const noexcept {
+    return Token{std::uint64_t{slot_at(index).generation} << 32 | index};
+  }
+  bool holds(Token token) const noexcept {
+    return index_of(token) < used_ && token_of(index_of(token)) == token &&
+           slot_at(index_of(token)).generation % 2 == 1;
+  }
+
+  Slot* chunks_[27] = {};
+  std::uint32_t used_ = 0;  // slots that ever had a value: all below this index
+  std::uint32_t free_ = none;
+  std::size_t size_ = 0;
+};
+
+// ===========================================================================
+// 6  Addresses and sockets                                       (chapter 01)
 //
 // A server has one socket that listens, and one more for each client, which accept makes out of the
 // queue of connections that the kernel has completed. All of them are Fds, and non-blocking.
 // ===========================================================================
 
-// An IPv4 or IPv6 address with a port: "127.0.0.1:8080", "[::1]:9000", "[fe80::1%eth0]:9000".
-// Numbers only; names are not looked up, since that can block for seconds. A value of 28 bytes;
-// only to_string allocates.
+// An IPv4 or IPv6 address with a port, or a Unix socket's: "127.0.0.1:8080", "[::1]:9000",
+// "[fe80::1%eth0]:9000", "unix:/run/rat.sock", and "unix:@rat" in Linux's abstract namespace, which
+// has no file. Numbers only; names are not looked up, since that can block for seconds. A value of
+// 116 bytes; only to_string allocates.
 class Address {
  public:
   // Unspecified: what a failed accept has for a peer.
   Address() noexcept = default;
 
-  // Nothing if the text is not an address with a port.
+  // Nothing if the text is not an address.
   [[nodiscard]] static std::optional<Address> parse(std::string_view text) noexcept {
+    if (text.starts_with(unix_prefix)) return from_path(text.substr(unix_prefix.size()));
     const auto colon = text.rfind(':');
     if (colon == std::string_view::npos) return std::nullopt;
     std::string_view host = text.substr(0, colon);
@@ -543,6 +1008,7 @@ class Address {
     if (::inet_pton(AF_INET, text.data(), &address.raw_.v4.sin_addr) == 1) {
       address.raw_.v4.sin_family = AF_INET;
       address.raw_.v4.sin_port = htons(port);
+      address.size_ = sizeof address.raw_.v4;
       return address;
     }
     address = Address();
@@ -556,18 +1022,38 @@ class Address {
     if (::inet_pton(AF_INET6, text.data(), &address.raw_.v6.sin6_addr) != 1) return std::nullopt;
     address.raw_.v6.sin6_family = AF_INET6;
     address.raw_.v6.sin6_port = htons(port);
+    address.size_ = sizeof address.raw_.v6;
+    return address;
+  }
+
+  // A Unix socket's: a file, or after @ an abstract name; at most 107 bytes. Empty: listen and
+  // bind_datagram choose an abstract name, as with port 0. See unix(7).
+  [[nodiscard]] static std::optional<Address> from_path(std::string_view path) noexcept {
+    Address address;
+    const bool abstract = path.starts_with('@');
+    if (path.size() >= sizeof address.raw_.un.sun_path) return std::nullopt;
+    if (!abstract && path.find('\0') != path.npos) return std::nullopt;
+    address.raw_.un.sun_family = AF_UNIX;
+    std::copy(path.begin(), path.end(), address.raw_.un.sun_path);
+    if (abstract) address.raw_.un.sun_path[0] = '\0';
+    // A file's name ends with a NUL that counts; in an abstract name every byte is the name's.
+    const bool terminated = !path.empty() && !abstract;
+    address.size_ = static_cast<::socklen_t>(path_offset + path.size() + (terminated ? 1 : 0));
     return address;
   }
 
   int family() const noexcept { return raw_.any.sa_family; }
 
+  // Zero for Unix sockets.
   std::uint16_t port() const noexcept {
+    if (family() == AF_UNIX) return 0;
     return ntohs(family() == AF_INET6 ? raw_.v6.sin6_port : raw_.v4.sin_port);
   }
 
   // As parse reads it.
   std::string to_string() const {
     if (family() == AF_UNSPEC) return "unspecified";
+    if (family() == AF_UNIX) return path_to_string();
     const bool v6 = family() == AF_INET6;
     const void* bytes = v6 ? static_cast<const void*>(&raw_.v6.sin6_addr) : &raw_.v4.sin_addr;
     std::array<char, INET6_ADDRSTRLEN> host{};
@@ -588,20 +1074,25 @@ class Address {
 
   // For system calls.
   const ::sockaddr* data() const noexcept { return &raw_.any; }
-  ::socklen_t size() const noexcept {
-    return family() == AF_INET6 ? sizeof raw_.v6 : sizeof raw_.v4;
-  }
+  ::socklen_t size() const noexcept { return size_; }
 
-  // From what a system call or getaddrinfo(3) has written. Unspecified if it is neither IPv4 nor 6.
+  // From what a system call or getaddrinfo(3) has written. Unspecified if it is of another family.
   static Address from_native(const ::sockaddr* native, ::socklen_t size) noexcept {
     Address address;
-    const bool known = native->sa_family == AF_INET || native->sa_family == AF_INET6;
-    if (known && size <= sizeof address.raw_.v6) std::memcpy(&address.raw_.v6, native, size);
+    const int family = size >= sizeof native->sa_family ? native->sa_family : AF_UNSPEC;
+    const bool known = (family == AF_INET && size == sizeof address.raw_.v4) ||
+                       (family == AF_INET6 && size == sizeof address.raw_.v6) ||
+                       (family == AF_UNIX && size <= sizeof address.raw_);
+    if (!known) return address;
+    std::memcpy(static_cast<void*>(&address.raw_), native, size);
+    address.size_ = size;
     return address;
   }
 
   friend bool operator==(const Address& left, const Address& right) noexcept {
     if (left.family() != right.family() || left.port() != right.port()) return false;
+    if (left.family() == AF_UNIX)
+      return left.size_ == right.size_ && std::memcmp(&left.raw_, &right.raw_, left.size_) == 0;
     if (left.family() != AF_INET6)
       return left.raw_.v4.sin_addr.s_addr == right.raw_.v4.sin_addr.s_addr;
     return left.raw_.v6.sin6_scope_id == right.raw_.v6.sin6_scope_id &&
@@ -610,60 +1101,144 @@ class Address {
   }
 
  private:
+  static constexpr std::string_view unix_prefix = "unix:";
+  static constexpr std::size_t path_offset = offsetof(::sockaddr_un, sun_path);
+
   static bool parse_number(std::string_view text, std::uint32_t& number) noexcept {
     const char* end = text.data() + text.size();
     const auto [rest, error] = std::from_chars(text.data(), end, number);
     return error == std::errc{} && rest == end;
   }
 
+  std::string path_to_string() const {
+    std::string text(unix_prefix);
+    if (size_ <= path_offset) return text;  // unnamed
+    const bool abstract = raw_.un.sun_path[0] == '\0';
+    const std::size_t room = size_ - path_offset;
+    text.append(raw_.un.sun_path, abstract ? room : ::strnlen(raw_.un.sun_path, room));
+    if (abstract) text[unix_prefix.size()] = '@';
+    return text;
+  }
+
   union Raw {
-    ::sockaddr_in6 v6{};  // the largest, first, so that all of it is zeroed
+    ::sockaddr_un un{};  // the largest, first, so that all of it is zeroed
+    ::sockaddr_in6 v6;
     ::sockaddr_in v4;
     ::sockaddr any;
   } raw_;
+  ::socklen_t size_ = sizeof(::sockaddr_in);
 };
 
-// How to listen. The defaults suit a server.
+// What a socket carries: a stream of bytes (TCP) or single datagrams (UDP). Unix sockets do either.
+enum class SocketType : std::uint8_t { stream = SOCK_STREAM, datagram = SOCK_DGRAM };
+
+// How to listen. The defaults suit a server. Unix sockets heed backlog and permissions alone;
+// datagram sockets reuse_port, dual_stack and permissions.
 struct ListenOptions {
   int backlog = INT_MAX;      // connections that wait: net.core.somaxconn is the limit
   bool reuse_address = true;  // restart at once, though old ones linger
   bool reuse_port = false;    // several listeners share the port (socket(7))
   bool dual_stack = true;     // an IPv6 listener on [::] takes IPv4 too
   bool no_delay = true;       // accepted sockets inherit TCP_NODELAY: tcp(7)
+  // Accepted sockets inherit it: who was silent for so long is probed, then as often again, and the
+  // connection fails with ETIMEDOUT when net.ipv4.tcp_keepalive_probes go unanswered. 0: never.
+  std::chrono::seconds keep_alive{0};
+  ::mode_t permissions =
+      0600;  // of a Unix socket's file, less the umask: who may write may connect
+};
+
+// How to connect. Only TCP heeds no_delay and keep_alive.
+struct ConnectOptions {
+  SocketType type = SocketType::stream;
+  bool no_delay = true;
+  std::chrono::seconds keep_alive{0};  // as above
 };
 
 namespace detail {
 
-inline Fd stream_socket(const Address& address) noexcept {
-  return Fd{::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
+inline Fd open_socket(int family, SocketType type) noexcept {
+  return Fd{::socket(family, static_cast<int>(type) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
 }
 
-inline bool set_option(FdView socket, int level, int option, bool value) noexcept {
-  const int number = value ? 1 : 0;
-  return ::setsockopt(socket.get(), level, option, &number, sizeof number) == 0;
+struct SocketOption {
+  int level;
+  int name;
+  int value;
+};
+
+inline bool set_options(FdView socket, std::initializer_list<SocketOption> options) noexcept {
+  for (const SocketOption& each : options)
+    if (::setsockopt(socket.get(), each.level, each.name, &each.value, sizeof each.value) != 0)
+      return false;
+  return true;
+}
+
+inline bool set_tcp_options(FdView socket, bool no_delay,
+                            std::chrono::seconds keep_alive) noexcept {
+  const int seconds = static_cast<int>(std::min<std::int64_t>(keep_alive.count(), INT16_MAX));
+  return set_options(socket, {{IPPROTO_TCP, TCP_NODELAY, no_delay ? 1 : 0}}) &&
+         (seconds <= 0 || set_options(socket, {{SOL_SOCKET, SO_KEEPALIVE, 1},
+                                               {IPPROTO_TCP, TCP_KEEPIDLE, seconds},
+                                               {IPPROTO_TCP, TCP_KEEPINTVL, seconds}}));
+}
+
+inline bool bind(FdView socket, const Address& address, const ListenOptions& options) noexcept {
+  if (address.family() == AF_INET6 &&
+      !set_options(socket, {{IPPROTO_IPV6, IPV6_V6ONLY, options.dual_stack ? 0 : 1}}))
+    return false;
+  // Set before bind, it is the file's mode from the beginning.
+  if (address.family() == AF_UNIX) {
+    if (::fchmod(socket.get(), options.permissions) != 0) return false;
+  } else if (!set_options(socket, {{SOL_SOCKET, SO_REUSEPORT, options.reuse_port ? 1 : 0}})) {
+    return false;
+  }
+  return ::bind(socket.get(), address.data(), address.size()) == 0;
 }
 
 }  // namespace detail
 
-// A TCP socket that listens on an address. Port 0 lets the kernel choose one: ask local_address
-// which.
+// A socket that listens for TCP or Unix stream connections on an address. Port 0 lets the kernel
+// choose one: ask local_address which. A Unix socket's file must not exist yet, and stays when the
+// socket is closed.
 //
 // Errors: throws std::system_error, "listen on ADDRESS: " and the reason. See listen(2), tcp(7).
 [[nodiscard]] inline Fd listen(const Address& address, const ListenOptions& options = {}) {
-  using detail::set_option;
-  Fd fd = detail::stream_socket(address);
-  const auto enable = [&](bool wanted, int level, int option) {
-    return !wanted || set_option(fd, level, option, true);
+  Fd fd = detail::open_socket(address.family(), SocketType::stream);
+  const auto set_tcp = [&] {
+    return detail::set_options(fd, {{SOL_SOCKET, SO_REUSEADDR, options.reuse_address ? 1 : 0}}) &&
+           detail::set_tcp_options(fd, options.no_delay, options.keep_alive);
   };
-  const bool listening = fd && enable(options.reuse_address, SOL_SOCKET, SO_REUSEADDR) &&
-                         enable(options.reuse_port, SOL_SOCKET, SO_REUSEPORT) &&
-                         enable(options.no_delay, IPPROTO_TCP, TCP_NODELAY) &&
-                         (address.family() != AF_INET6 ||
-                          set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, !options.dual_stack)) &&
-                         ::bind(fd.get(), address.data(), address.size()) == 0 &&
+  const bool listening = fd && (address.family() == AF_UNIX || set_tcp()) &&
+                         detail::bind(fd, address, options) &&
                          ::listen(fd.get(), options.backlog) == 0;
   if (const int error = errno; !listening) detail::fail(error, {"listen on ", address.to_string()});
   return fd;
+}
+
+// A socket that receives datagrams, UDP or Unix, at an address, and sends them from there; see
+// receive and send_to. For a client that only needs replies, port 0 will do.
+//
+// Errors: throws std::system_error, "bind to ADDRESS: " and the reason. See udp(7), unix(7).
+[[nodiscard]] inline Fd bind_datagram(const Address& address, const ListenOptions& options = {}) {
+  Fd fd = detail::open_socket(address.family(), SocketType::datagram);
+  const bool bound = fd && detail::bind(fd, address, options);
+  if (const int error = errno; !bound) detail::fail(error, {"bind to ", address.to_string()});
+  return fd;
+}
+
+// Two Unix sockets, connected to each other: a pipe in both directions.
+struct SocketPair {
+  Fd first;
+  Fd second;
+};
+
+// Throws std::system_error. See socketpair(2).
+[[nodiscard]] inline SocketPair open_socket_pair(SocketType type = SocketType::stream) {
+  std::array<int, 2> ends{};
+  const int flags = static_cast<int>(type) | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  if (::socketpair(AF_UNIX, flags, 0, ends.data()) != 0)
+    detail::fail(errno, {"open a socket pair"});
+  return {Fd{ends[0]}, Fd{ends[1]}};
 }
 
 // The address that a socket is bound to. Throws std::system_error.
@@ -700,6 +1275,15 @@ struct [[nodiscard]] Accepted {
   bool failed() const noexcept { return status == AcceptStatus::failed; }
 };
 
+// For a log: "accepted 127.0.0.1:51234", "exhausted: Too many open files".
+inline std::string to_string(const Accepted& accepted) {
+  constexpr const char* names[]{"accepted ", "would block", "retry: ", "exhausted: ", "failed: "};
+  std::string text = names[static_cast<std::size_t>(accepted.status)];
+  if (accepted.ok()) return text + accepted.peer.to_string();
+  if (!accepted.would_block()) text += std::strerror(accepted.error);
+  return text;
+}
+
 namespace detail {
 
 inline AcceptStatus classify_accept_error(int error) noexcept {
@@ -728,8 +1312,10 @@ inline AcceptStatus classify_accept_error(int error) noexcept {
 
 // Takes one waiting connection off a listener. One system call, no allocation.
 //
-// After `exhausted` the client is still in the queue: a level-triggered listener reports it again
-// at once, an edge-triggered one not until the next arrives. See accept4(2).
+// After `exhausted` the client is still in the queue. A level-triggered listener reports it again
+// at once, and for ever: set its interest to none. An edge-triggered one says nothing more until
+// the next client comes. In both modes, modify the interest to readable when a descriptor is free
+// again, and all who wait are reported; or turn them away with a Reserve. See accept4(2).
 inline Accepted accept(FdView listener) noexcept {
   ::sockaddr_storage storage{};
   auto* native = reinterpret_cast<::sockaddr*>(&storage);
@@ -748,55 +1334,123 @@ inline Accepted accept(FdView listener) noexcept {
   return accepted;
 }
 
+// A descriptor held in reserve for the day when there is no other, to turn clients away with a
+// reason instead of leaving them in the queue. One each for a process is enough.
+//
+// Cost: a descriptor. Errors: the constructor throws. Threads: between giving the reserve up and
+// accepting with it, another thread may take it; then shed finds nothing to do.
+class Reserve {
+ public:
+  Reserve() : fd_(open_any()) {
+    if (const int error = errno; !fd_) detail::fail(error, {"reserve a descriptor"});
+  }
+
+  // Accepts one client, sends the reason (as much as its socket takes at once), and closes. False
+  // if nobody was waiting. Several system calls.
+  bool shed(FdView listener, std::string_view reason) noexcept {
+    fd_.reset();
+    Accepted client = accept(listener);
+    while (client.retry()) client = accept(listener);
+    const bool turned_away = client.ok();
+    if (turned_away) {
+      ::send(client.fd.get(), reason.data(), reason.size(), MSG_NOSIGNAL);
+      // Closing with bytes unread would send a reset, which can overtake the reason: so tell TCP to
+      // throw away what has come.
+      ::recv(client.fd.get(), nullptr, INT_MAX, MSG_TRUNC);
+      client.fd.reset();
+    }
+    fd_.reset(open_any());
+    return turned_away;
+  }
+
+ private:
+  static int open_any() noexcept { return ::open("/dev/null", O_RDONLY | O_CLOEXEC); }
+
+  Fd fd_;
+};
+
 enum class ConnectStatus : std::uint8_t {
   connected,
   in_progress,  // wait until the socket is writable, then finish_connect
-  failed,       // refused, unreachable, timed out: see error
+  refused,      // nobody listens there: ECONNREFUSED, or ENOENT for a Unix socket's file
+  timed_out,    // nobody answered: ETIMEDOUT
+  failed,       // for another reason, such as no route: see error
 };
 
-// What became of an attempt to connect.
-struct [[nodiscard]] Connected {
-  Fd fd;  // empty if failed
+// How an attempt to connect stands.
+struct [[nodiscard]] ConnectResult {
   ConnectStatus status = ConnectStatus::connected;
-  int error = 0;  // errno if failed, else 0
+  int error = 0;  // errno, unless connected or in progress
 
   bool ok() const noexcept { return status == ConnectStatus::connected; }
   bool in_progress() const noexcept { return status == ConnectStatus::in_progress; }
-  bool failed() const noexcept { return status == ConnectStatus::failed; }
+  bool refused() const noexcept { return status == ConnectStatus::refused; }
+  bool timed_out() const noexcept { return status == ConnectStatus::timed_out; }
+  bool failed() const noexcept { return !ok() && !in_progress(); }  // for whatever reason
 };
 
-// Starts a TCP connection and does not wait for it. TCP_NODELAY is set.
-//
-// Usually in_progress: add the socket with Interest::writable (not before this call: an unconnected
-// socket reports a hang-up) and let finish_connect tell how it went. See connect(2), EINPROGRESS.
-inline Connected connect(const Address& address) noexcept {
-  Connected result{detail::stream_socket(address)};
-  if (result.fd && detail::set_option(result.fd, IPPROTO_TCP, TCP_NODELAY, true) &&
-      ::connect(result.fd.get(), address.data(), address.size()) == 0)
-    return result;
-  // Interrupted by a signal, the connection goes on being made all the same.
-  if (errno == EINPROGRESS || errno == EINTR) {
-    result.status = ConnectStatus::in_progress;
-    return result;
-  }
-  return {Fd{}, ConnectStatus::failed, errno};
+// The same with the socket, which is empty if failed.
+struct [[nodiscard]] Connected : ConnectResult {
+  Fd fd;
+};
+
+// For a log: "connected", "in progress", "refused: Connection refused".
+inline std::string to_string(const ConnectResult& result) {
+  constexpr const char* names[]{"connected", "in progress", "refused: ", "timed out: ", "failed: "};
+  std::string text = names[static_cast<std::size_t>(result.status)];
+  if (result.failed()) text += std::strerror(result.error);
+  return text;
 }
 
-// How a connection in progress went: ok, failed, or would_block if it is still in progress. To be
-// called when the socket is writable. A failure is told once and is final. One or two system calls.
-inline IoResult finish_connect(FdView socket) noexcept {
+namespace detail {
+
+inline ConnectResult classify_connect_error(int error) noexcept {
+  switch (error) {
+    case 0: return {};
+    // Interrupted by a signal, the connection goes on being made all the same.
+    case EINTR:
+    case EINPROGRESS: return {ConnectStatus::in_progress, 0};
+    case ENOENT:
+    case ECONNREFUSED: return {ConnectStatus::refused, error};
+    case ETIMEDOUT: return {ConnectStatus::timed_out, error};
+    default: return {ConnectStatus::failed, error};
+  }
+}
+
+}  // namespace detail
+
+// Starts a connection and does not wait for it.
+//
+// TCP is usually in_progress: add the socket with Interest::writable (not before this call: an
+// unconnected socket reports a hang-up) and let finish_connect tell how it went. A Unix socket, or
+// a datagram one, whose address is only noted, is connected or not at once; EAGAIN is a Unix
+// listener whose queue is full. See connect(2).
+inline Connected connect(const Address& address, const ConnectOptions& options = {}) noexcept {
+  Fd fd = detail::open_socket(address.family(), options.type);
+  const bool tcp = address.family() != AF_UNIX && options.type == SocketType::stream;
+  const bool connected =
+      fd && (!tcp || detail::set_tcp_options(fd, options.no_delay, options.keep_alive)) &&
+      ::connect(fd.get(), address.data(), address.size()) == 0;
+  const ConnectResult result = detail::classify_connect_error(connected ? 0 : errno);
+  if (result.failed()) fd.reset();
+  return {result, std::move(fd)};
+}
+
+// How a connection in progress went, or in_progress if it is not decided yet. To be called when the
+// socket is writable. A failure is told once and is final. One or two system calls.
+inline ConnectResult finish_connect(FdView socket) noexcept {
   int error = 0;
   ::socklen_t length = sizeof error;
   if (::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length) != 0) error = errno;
-  if (error != 0) return {0, IoStatus::failed, error};
+  if (error != 0) return detail::classify_connect_error(error);
   ::sockaddr_storage peer;
   length = sizeof peer;
   if (::getpeername(socket.get(), reinterpret_cast<::sockaddr*>(&peer), &length) == 0) return {};
-  return {0, IoStatus::would_block, 0};
+  return {ConnectStatus::in_progress, 0};
 }
 
 // ===========================================================================
-// 5  Reading and writing                                         (chapter 03)
+// 7  Reading and writing                                         (chapter 03)
 //
 // A non-blocking read takes what is there, a non-blocking write puts what fits. Both may move less
 // than they were asked to: that is success.
@@ -809,6 +1463,13 @@ inline IoResult moved(::ssize_t count) noexcept {
   if (count >= 0) return {static_cast<std::size_t>(count), IoStatus::ok, 0};
   if (errno == EAGAIN) return {0, IoStatus::would_block, 0};
   return {0, IoStatus::failed, errno};
+}
+
+inline IoResult read(FdView fd, char* room, std::size_t size) noexcept {
+  if (size == 0) return {};
+  const IoResult result = moved(retry_on_eintr([&] { return ::read(fd.get(), room, size); }));
+  if (result.ok() && result.bytes == 0) return {0, IoStatus::end_of_stream, 0};
+  return result;
 }
 
 // Pipes and the like have no MSG_NOSIGNAL. So SIGPIPE is blocked for this thread while it writes,
@@ -830,16 +1491,21 @@ inline IoResult write_to_non_socket(FdView fd, const ::iovec* pieces, std::size_
   return result;
 }
 
+inline IoResult writev(FdView fd, const ::iovec* pieces, std::size_t count) noexcept {
+  ::msghdr message{};
+  message.msg_iov = const_cast<::iovec*>(pieces);
+  message.msg_iovlen = static_cast<decltype(message.msg_iovlen)>(count);  // int in musl
+  const IoResult result =
+      moved(retry_on_eintr([&] { return ::sendmsg(fd.get(), &message, MSG_NOSIGNAL); }));
+  return result.error == ENOTSOCK ? write_to_non_socket(fd, pieces, count) : result;
+}
+
 }  // namespace detail
 
 // Reads once into `room`, from any kind of descriptor. ok: 1 byte or more. An empty room is ok with
 // 0 bytes. See read(2).
 inline IoResult read(FdView fd, std::span<char> room) noexcept {
-  if (room.empty()) return {};
-  const IoResult result = detail::moved(
-      detail::retry_on_eintr([&] { return ::read(fd.get(), room.data(), room.size()); }));
-  if (result.ok() && result.bytes == 0) return {0, IoStatus::end_of_stream, 0};
-  return result;
+  return detail::read(fd, room.data(), room.size());
 }
 
 // Writes once: ok if any byte was taken, perhaps not all. Never raises SIGPIPE: a peer that is gone
@@ -857,19 +1523,122 @@ inline IoResult write(FdView fd, std::string_view bytes) noexcept {
 // The same for bytes in several pieces, of which the first IOV_MAX (1,024) are looked at. See
 // sendmsg(2), writev(2).
 inline IoResult writev(FdView fd, std::span<const ::iovec> pieces) noexcept {
-  const std::size_t count = pieces.size() < IOV_MAX ? pieces.size() : IOV_MAX;
-  ::msghdr message{};
-  message.msg_iov = const_cast<::iovec*>(pieces.data());
-  message.msg_iovlen = static_cast<decltype(message.msg_iovlen)>(count);  // int in musl
-  const IoResult result = detail::moved(
-      detail::retry_on_eintr([&] { return ::sendmsg(fd.get(), &message, MSG_NOSIGNAL); }));
-  if (result.error != ENOTSOCK) return result;
-  return detail::write_to_non_socket(fd, pieces.data(), count);
+  return detail::writev(fd, pieces.data(), std::min<std::size_t>(pieces.size(), IOV_MAX));
+}
+
+// Reads until there is nothing more for now, the stream ends, or the room is full. So the room is
+// the budget, and ok means that it is spent and more may be pending. `bytes` is what was read in
+// all, whatever the status.
+inline IoResult drain(FdView fd, std::span<char> room) noexcept {
+  IoResult total;
+  while (total.ok() && total.bytes < room.size()) {
+    const IoResult result = detail::read(fd, room.data() + total.bytes, room.size() - total.bytes);
+    total = {total.bytes + result.bytes, result.status, result.error};
+  }
+  return total;
 }
 
 // Says that nothing more will be written (half-close): the peer reads what is on its way, then end
 // of stream, and can still answer. See shutdown(2), SHUT_WR.
 inline void shutdown_write(FdView socket) noexcept { ::shutdown(socket.get(), SHUT_WR); }
+
+// Sends one datagram to an address: all of it or nothing. On a connected socket, write does the
+// same without one. failed with EMSGSIZE: too long; with ECONNREFUSED: an earlier one found nobody.
+// See sendto(2), udp(7).
+inline IoResult send_to(FdView socket, std::string_view datagram, const Address& to) noexcept {
+  return detail::moved(detail::retry_on_eintr([&] {
+    return ::sendto(socket.get(), datagram.data(), datagram.size(), MSG_NOSIGNAL, to.data(),
+                    to.size());
+  }));
+}
+
+// Sends bytes through a Unix socket, at least one, and with them a descriptor: the other process
+// receives a duplicate. Yours stays yours, and may be closed at once. See unix(7), SCM_RIGHTS.
+inline IoResult send_fd(FdView socket, std::string_view bytes, FdView passed) noexcept {
+  if (bytes.empty()) return {0, IoStatus::failed, EINVAL};
+  ::iovec piece{const_cast<char*>(bytes.data()), bytes.size()};
+  const int number = passed.get();
+  alignas(::cmsghdr) std::array<char, CMSG_SPACE(sizeof number)> control{};
+  ::msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  ::cmsghdr* const header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof number);
+  std::memcpy(CMSG_DATA(header), &number, sizeof number);
+  return detail::moved(
+      detail::retry_on_eintr([&] { return ::sendmsg(socket.get(), &message, MSG_NOSIGNAL); }));
+}
+
+// What has been received, with what came along.
+struct [[nodiscard]] Received : IoResult {
+  Address from;            // a datagram's sender; unspecified on a stream
+  Fd fd;                   // a descriptor that was passed: close-on-exec, else as the sender had it
+  bool truncated = false;  // the datagram was longer than the room, or more descriptors were passed
+};
+
+// Receives once from a socket: one datagram, whose end is lost if the room is too small, or what a
+// stream has. One descriptor is taken along; any more are closed. Unlike read, ok may have 0 bytes:
+// a datagram can be empty. See recvmsg(2).
+inline Received receive(FdView socket, std::span<char> room) noexcept {
+  ::iovec piece{room.data(), room.size()};
+  ::sockaddr_storage from{};
+  alignas(::cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+  ::msghdr message{};
+  message.msg_name = &from;
+  message.msg_namelen = sizeof from;
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  // CMSG_SPACE rounds up to what would hold two, and we would leak the second.
+  message.msg_controllen = CMSG_LEN(sizeof(int));
+  Received received{detail::moved(detail::retry_on_eintr(
+                        [&] { return ::recvmsg(socket.get(), &message, MSG_CMSG_CLOEXEC); })),
+                    Address(), Fd(), false};
+  if (!received.ok()) return received;
+  received.from = Address::from_native(reinterpret_cast<::sockaddr*>(&from), message.msg_namelen);
+  received.truncated = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
+  const ::cmsghdr* const header = CMSG_FIRSTHDR(&message);
+  if (header != nullptr && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
+    int number = -1;
+    std::memcpy(&number, CMSG_DATA(header), sizeof number);
+    received.fd.reset(number);
+  }
+  if (received.bytes > 0 || room.empty()) return received;
+  int type = SOCK_STREAM;
+  ::socklen_t length = sizeof type;
+  ::getsockopt(socket.get(), SOL_SOCKET, SO_TYPE, &type, &length);
+  if (type == SOCK_STREAM) received.status = IoStatus::end_of_stream;
+  return received;
+}
+
+// True for what a Poller can wait for. A regular file, a directory and /dev/null it refuses with
+// EPERM: they are always ready, so read or write them and do not wait. See epoll_ctl(2).
+inline bool pollable(FdView fd) noexcept {
+  const Fd epoll{::epoll_create1(EPOLL_CLOEXEC)};
+  ::epoll_event event{};
+  return ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd.get(), &event) == 0 || errno != EPERM;
+}
+
+// Standard input, to be read without blocking and closed at will.
+//
+// O_NONBLOCK belongs to the open file, which the shell and other programs share: set on descriptor
+// 0 it would break them. So a terminal or a pipe is opened anew. What cannot be (a socket, another
+// user's terminal) is duplicated and may still block: read it once each time that it is reported,
+// level-triggered. So is a regular file, as in `program < file`: ask pollable. Throws
+// std::system_error if there is no standard input.
+[[nodiscard]] inline Fd open_standard_input() {
+  struct ::stat status {};
+  Fd fd;
+  if (::fstat(STDIN_FILENO, &status) == 0 && (S_ISCHR(status.st_mode) || S_ISFIFO(status.st_mode)))
+    fd.reset(::open("/proc/self/fd/0", O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY));
+  if (!fd) fd.reset(::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0));
+  if (const int error = errno; !fd) detail::fail(error, {"open standard input"});
+  return fd;
+}
 
 namespace detail {
 
@@ -896,6 +1665,14 @@ class ByteQueue {
   bool empty() const noexcept { return begin_ == end_; }
   std::string_view bytes() const noexcept { return {block_.get() + begin_, size()}; }
 
+  // Copies all of it to the end. False, and nothing changed: out of memory.
+  bool append(std::string_view bytes) noexcept {
+    if (!reserve(bytes.size())) return false;
+    copy(bytes, block_.get() + end_);
+    put(bytes.size());
+    return true;
+  }
+
   // The room behind the bytes, of which put declares a part as filled.
   std::span<char> room() noexcept { return {block_.get() + end_, capacity_ - end_}; }
   void put(std::size_t count) noexcept { end_ += count; }
@@ -915,7 +1692,7 @@ class ByteQueue {
       const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed + size() / 4));
       Block block = new_block(capacity);
       if (!block) return false;
-      std::copy_n(bytes().data(), size(), block.get());
+      copy(bytes(), block.get());
       block_ = std::move(block);
       capacity_ = capacity;
     }
@@ -967,6 +1744,11 @@ class ByteQueue {
     return block;
   }
 
+  // memcpy that may be given nothing to copy from nowhere.
+  static void copy(std::string_view bytes, char* to) noexcept {
+    if (!bytes.empty()) std::memcpy(to, bytes.data(), bytes.size());
+  }
+
   static Block new_block(std::size_t capacity) noexcept {
     if (capacity == FirstBlock && spares.count > 0) return take_spare();
     return Block(new (std::nothrow) char[capacity]);
@@ -988,34 +1770,24 @@ class ByteQueue {
 }  // namespace detail
 
 // ===========================================================================
-// 6  LineBuffer                                                  (chapter 03)
+// 8  LineBuffer, FrameBuffer                                     (chapter 03)
 //
 // TCP carries bytes, not messages. A line may come in ten pieces, ten lines in one piece, and where
 // the cuts fall says nothing about what was sent.
 // ===========================================================================
 
-// Takes bytes in as they come and hands whole lines out, newline included.
-//
-//   IoResult result = lines.fill(socket);
-//   while (const auto line = lines.next()) use(*line);
-//
-// A read goes into a block of 64 KiB that is borrowed from the thread's spare one; lines are views
-// of it. Only a line that the end of the block cuts is copied, into memory of its own.
-//
-// Cost: every byte is looked at once, in memchr, and copied at most once (and once more now and
-// then as a long line grows), however the stream is cut. Whole lines cost no allocation, a line
-// that is cut one or two. An idle buffer owns no heap memory; one that holds a piece of a line, at
-// most twice that piece. Out of memory ends the program (noexcept).
-class LineBuffer {
+namespace detail {
+
+// What the two buffers below have in common: bytes in as they come, whole messages out. A template
+// so that it costs those who do not use it little to compile.
+template <std::size_t BlockSize>
+class MessageBuffer {
  public:
-  static constexpr std::size_t block_size = 65536;
+  static constexpr std::size_t block_size = BlockSize;
 
-  // `max_line` bounds a line's bytes, newline included.
-  explicit LineBuffer(std::size_t max_line = 65536) noexcept
-      : max_line_(std::max<std::size_t>(max_line, 1)) {}
-
-  // Reads once. Call next until it returns nothing before you fill again: that gives the block
-  // back. While lines are left, fill reads only as much as has room behind them, perhaps nothing.
+  // Reads once, up to a block: ok means that more may be pending. Call next until it returns
+  // nothing before you fill again: that gives the block back. While messages are left, fill reads
+  // only as much as has room behind them, perhaps nothing.
   IoResult fill(FdView fd) noexcept {
     const IoResult result = read(fd, prepare());
     commit(result.bytes);
@@ -1033,43 +1805,36 @@ class LineBuffer {
     if (block_.empty() || overlong_) block_.reset();
   }
 
-  // The next whole line, or nothing until more is read. The view is good until the next call of
-  // next, fill or prepare.
-  [[nodiscard]] std::optional<std::string_view> next() noexcept {
-    if (std::exchange(partial_is_whole_, false)) partial_.clear();
+  // A message is longer than is allowed. Those before it have been handed out; it and all that
+  // follows is thrown away. Nothing but destroying or assigning ends this state: whoever sends such
+  // messages is best disconnected.
+  bool overlong() const noexcept { return overlong_; }
+
+  // The beginning of a message whose end has not come, once next() has returned nothing: at end of
+  // stream, the unterminated last line.
+  std::string_view rest() const noexcept {
+    return partial_is_whole_ ? std::string_view() : partial_;
+  }
+
+ protected:
+  explicit MessageBuffer(std::size_t longest) noexcept : longest_(longest) {}
+
+  // All of the first `length` bytes, which are a message, with the piece that came before them.
+  std::string_view hand_out(std::size_t length) noexcept {
     const std::string_view bytes = block_.bytes();
-    const char* newline = find_newline(bytes);
-    const std::size_t length =
-        newline != nullptr ? static_cast<std::size_t>(newline - bytes.data()) + 1 : bytes.size();
-    // Without its newline a line of max_line bytes is too long already.
-    const std::size_t limit = newline != nullptr ? max_line_ : max_line_ - 1;
-    if (partial_.size() + length > limit) return give_up();
-    if (newline == nullptr) return keep_partial(bytes);
     block_.take(length);
     if (partial_.empty()) return bytes.substr(0, length);
     partial_is_whole_ = true;
     return partial_.append(bytes, 0, length);
   }
 
-  // A line is longer than max_line. The lines before it have been handed out; it and all that
-  // follows is thrown away. Nothing but destroying or assigning ends this state: whoever sends such
-  // lines is best disconnected.
-  bool overlong() const noexcept { return overlong_; }
-
-  // The beginning of a line whose newline has not come, once next() has returned nothing: at end of
-  // stream, the unterminated last line.
-  std::string_view rest() const noexcept {
-    return partial_is_whole_ ? std::string_view() : partial_;
+  void forget_handed_out() noexcept {
+    if (std::exchange(partial_is_whole_, false)) partial_.clear();
   }
 
- private:
-  static const char* find_newline(std::string_view bytes) noexcept {
-    if (bytes.empty()) return nullptr;
-    return static_cast<const char*>(std::memchr(bytes.data(), '\n', bytes.size()));
-  }
-
-  std::nullopt_t keep_partial(std::string_view bytes) noexcept {
-    // Memory that a long line has left goes back when a short piece, or nothing, comes after it.
+  std::nullopt_t keep_partial() noexcept {
+    const std::string_view bytes = block_.bytes();
+    // Memory that a long message has left goes back when a short piece, or nothing, comes after it.
     if (partial_.empty() && partial_.capacity() > 2 * bytes.size()) std::string().swap(partial_);
     partial_.append(bytes);
     block_.reset();
@@ -1083,15 +1848,102 @@ class LineBuffer {
     return std::nullopt;
   }
 
-  detail::ByteQueue<block_size, 1> block_;  // read, and not looked at yet
-  std::string partial_;                     // looked at: there is no newline
-  std::size_t max_line_;
-  bool partial_is_whole_ = false;  // a newline was added: it is handed out
+  // NOLINTBEGIN(cppcoreguidelines-non-private-member-variables-in-classes)
+  ByteQueue<block_size, 1> block_;  // read, and not looked at yet
+  std::string partial_;             // looked at: it is no whole message
+  std::size_t longest_;
+  // NOLINTEND(cppcoreguidelines-non-private-member-variables-in-classes)
+
+ private:
+  bool partial_is_whole_ = false;  // its end was added: it is handed out
   bool overlong_ = false;
 };
 
+}  // namespace detail
+
+// Takes bytes in as they come and hands whole lines out, newline included.
+//
+//   IoResult result = lines.fill(socket);
+//   while (const auto line = lines.next()) use(*line);
+//
+// A read goes into a block of 64 KiB that is borrowed from the thread's spare one; lines are views
+// of it. Only a line that the end of the block cuts is copied, into memory of its own.
+//
+// Cost: every byte is looked at once, in memchr, and copied at most once (and once more now and
+// then as a long line grows), however the stream is cut. Whole lines cost no allocation, a line
+// that is cut one or two. An idle buffer owns no heap memory; one that holds a piece of a line, at
+// most twice that piece. Out of memory ends the program (noexcept).
+class LineBuffer : public detail::MessageBuffer<65536> {
+ public:
+  // `max_line` bounds a line's bytes, newline included.
+  explicit LineBuffer(std::size_t max_line = 65536) noexcept
+      : MessageBuffer(std::max<std::size_t>(max_line, 1)) {}
+
+  // The next whole line, or nothing until more is read. The view is good until the next call of
+  // next, fill or prepare.
+  [[nodiscard]] std::optional<std::string_view> next() noexcept {
+    forget_handed_out();
+    const std::string_view bytes = block_.bytes();
+    const char* newline = find_newline(bytes);
+    const std::size_t length =
+        newline != nullptr ? static_cast<std::size_t>(newline - bytes.data()) + 1 : bytes.size();
+    // Without its newline a line of the greatest length is too long already.
+    const std::size_t limit = newline != nullptr ? longest_ : longest_ - 1;
+    if (partial_.size() + length > limit) return give_up();
+    if (newline == nullptr) return keep_partial();
+    return hand_out(length);
+  }
+
+ private:
+  static const char* find_newline(std::string_view bytes) noexcept {
+    if (bytes.empty()) return nullptr;
+    return static_cast<const char*>(std::memchr(bytes.data(), '\n', bytes.size()));
+  }
+};
+
+// What goes before a frame of `length` bytes: the length in 4 bytes, the highest first.
+constexpr std::array<char, 4> frame_prefix(std::uint32_t length) noexcept {
+  return {static_cast<char>(length >> 24), static_cast<char>(length >> 16),
+          static_cast<char>(length >> 8), static_cast<char>(length)};
+}
+
+// The same for frames, whose bytes may be any, as their length is sent before them: frame_prefix,
+// then the bytes. Each frame comes out without its prefix, and rest with what came of it. Costs as
+// LineBuffer, and nothing is searched.
+class FrameBuffer : public detail::MessageBuffer<65536> {
+ public:
+  // `max_frame` bounds a frame's bytes, its prefix not included: believe no length before you have
+  // looked at it.
+  explicit FrameBuffer(std::size_t max_frame = 65536) noexcept : MessageBuffer(max_frame) {}
+
+  // The next whole frame, or nothing until more is read. The view is good until the next call of
+  // next, fill or prepare.
+  [[nodiscard]] std::optional<std::string_view> next() noexcept {
+    forget_handed_out();
+    const std::size_t size = partial_.size() + block_.size();
+    if (size < prefix_size) return keep_partial();
+    const std::size_t length = frame_length();
+    if (length > longest_) return give_up();
+    if (size - prefix_size < length) return keep_partial();
+    return hand_out(prefix_size + length - partial_.size()).substr(prefix_size);
+  }
+
+ private:
+  static constexpr std::size_t prefix_size = frame_prefix(0).size();
+
+  std::size_t frame_length() const noexcept {
+    const std::string_view bytes = block_.bytes();
+    std::uint32_t length = 0;
+    for (std::size_t at = 0; at < prefix_size; ++at) {
+      const char byte = at < partial_.size() ? partial_[at] : bytes[at - partial_.size()];
+      length = length << 8 | static_cast<unsigned char>(byte);
+    }
+    return length;
+  }
+};
+
 // ===========================================================================
-// 7  WriteBuffer                                                 (chapter 04)
+// 9  WriteBuffer                                                 (chapter 04)
 //
 // A peer reads as fast as it likes. What its socket does not take at once has to wait here, in
 // order, and not forever: a buffer without a bound is a leak with a delay.
@@ -1114,11 +1966,7 @@ class WriteBuffer {
   // Queues all of it, or nothing: false if the bound would be passed, or memory is out. Sends
   // nothing: gather what there is to say, then flush once.
   [[nodiscard]] bool append(std::string_view bytes) noexcept {
-    if (bytes.size() > limits_.bound - size()) return false;
-    if (!queue_.reserve(bytes.size())) return false;
-    std::copy(bytes.begin(), bytes.end(), queue_.room().begin());
-    queue_.put(bytes.size());
-    return true;
+    return bytes.size() <= limits_.bound - size() && queue_.append(bytes);
   }
 
   // Sends once: ok if the buffer is empty now, would_block if a part is left. Then the socket is
@@ -1144,6 +1992,279 @@ class WriteBuffer {
   // and then empties them, go without an allocation.
   detail::ByteQueue<4096, 1024> queue_;
   WriteLimits limits_;
+};
+
+// ===========================================================================
+// 10  BroadcastLog                                               (chapter 08)
+//
+// What goes to ten thousand peers need not be queued ten thousand times. One log holds it once, and
+// of each peer only its place in the log is kept. Whoever reads slowly falls behind; what everybody
+// has been sent is free again.
+// ===========================================================================
+
+namespace detail {
+
+// Memory that is mapped twice in a row: what runs over its end goes on at its beginning.
+class MirroredMemory {
+ public:
+  // Rounds up to whole pages. Without data, errno says why.
+  explicit MirroredMemory(std::size_t size) noexcept {
+    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    size_ = (std::clamp(size, page, SIZE_MAX / 4) + page - 1) / page * page;
+    const Fd file{::memfd_create("edgewise", MFD_CLOEXEC)};
+    if (!file || ::ftruncate(file.get(), static_cast<::off_t>(size_)) != 0) return;
+    // The whole range first, so that the halves land side by side.
+    void* const whole = ::mmap(nullptr, 2 * size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (whole == MAP_FAILED) return;
+    data_ = static_cast<char*>(whole);
+    if (!map(file, data_) || !map(file, data_ + size_)) unmap();
+  }
+  MirroredMemory(const MirroredMemory&) = delete;
+  MirroredMemory& operator=(const MirroredMemory&) = delete;
+  ~MirroredMemory() { unmap(); }
+
+  char* data() const noexcept { return data_; }
+  std::size_t size() const noexcept { return size_; }
+
+ private:
+  bool map(FdView file, char* place) const noexcept {
+    return ::mmap(place, size_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file.get(), 0) !=
+           MAP_FAILED;
+  }
+  void unmap() noexcept {
+    if (data_ != nullptr) ::munmap(std::exchange(data_, nullptr), 2 * size_);
+  }
+
+  char* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+}  // namespace detail
+
+// Bytes queued once for all peers. Each peer has a Cursor, its place in the log.
+//
+//   BroadcastLog log{8 << 20};                      // bytes
+//   client.cursor = log.join();                     // hears what is appended from now on
+//   if (!log.append(line, &client.cursor)) ...      // to all but the client itself; or the log is
+//   full for (auto [token, client] : clients) log.flush(client.socket, client.cursor);
+//
+// The log is a ring of memory that is mapped twice in a row, so that any part of it lies in one
+// piece, across the seam too. Positions count the bytes since the beginning, and always:
+//
+//   oldest <= every cursor <= end, and end - oldest <= capacity;
+//   a peer's own bytes ahead of its cursor are noted as ranges, in order, with others' bytes
+//   between any two and before the first: so a cursor never stands before bytes that its peer is
+//   not sent.
+//
+// Cost: append copies once, however many peers there are. flush is one send(2), or one sendmsg(2)
+// where own bytes are left out. Finding out what is free looks at every cursor, at most once for
+// each round of flushes. A peer takes 48 bytes and a range 40, from a Slab; ranges count against
+// the capacity. Out of memory for those ends the program. An empty log starts again at the front of
+// the ring, where the cache is warm; memory that a backlog has touched stays with the log. Errors:
+// only the constructor throws. After fork(2) both processes would write into one ring: leave it to
+// one of them. The log must outlive its cursors. See mmap(2), memfd_create(2).
+class BroadcastLog {
+  struct Range {
+    std::uint64_t begin;
+    std::uint64_t end;
+    Token next;
+  };
+  struct Peer {
+    std::uint64_t position;
+    Token first;  // of its own ranges ahead of position
+    Token last;
+  };
+  static constexpr Token none{0};  // no Slab's token
+
+ public:
+  // A peer's place in the log. Moves, never copies; empty when moved from, or not from join. When
+  // it is destroyed, the log no longer waits for this peer.
+  class Cursor {
+   public:
+    Cursor() noexcept = default;
+    Cursor(Cursor&& other) noexcept
+        : log_(std::exchange(other.log_, nullptr)), peer_(other.peer_) {}
+    Cursor& operator=(Cursor&& other) noexcept {
+      std::swap(log_, other.log_);
+      std::swap(peer_, other.peer_);
+      return *this;
+    }
+    Cursor(const Cursor&) = delete;
+    Cursor& operator=(const Cursor&) = delete;
+    ~Cursor() {
+      if (log_ != nullptr) log_->leave(peer_);
+    }
+
+    // How far behind the end of the log the peer is, in bytes, its own in between included. 0: it
+    // has been sent everything.
+    std::size_t behind() const noexcept {
+      return log_ != nullptr ? log_->end_ - log_->peers_.find(peer_)->position : 0;
+    }
+
+   private:
+    friend class BroadcastLog;
+    Cursor(BroadcastLog* log, Token peer) noexcept : log_(log), peer_(peer) {}
+
+    BroadcastLog* log_ = nullptr;
+    Token peer_{0};
+  };
+
+  // `capacity` is the most that the log ever holds, in bytes.
+  explicit BroadcastLog(std::size_t capacity) : capacity_(capacity), ring_(capacity) {
+    if (const int error = errno; ring_.data() == nullptr)
+      detail::fail(error, {"make a broadcast log of ", std::to_string(capacity), " bytes"});
+  }
+  BroadcastLog(const BroadcastLog&) = delete;
+  BroadcastLog& operator=(const BroadcastLog&) = delete;
+  ~BroadcastLog() = default;
+
+  [[nodiscard]] Cursor join() {
+    const Token peer = peers_.emplace(Peer{end_, none, none}).token;
+    if (oldest_ == end_) ++at_oldest_;
+    return {this, peer};
+  }
+
+  // Queues all of it for everybody but the sender, or nothing: false if the log is too full. Sends
+  // nothing: gather what there is to say, then flush everybody once.
+  [[nodiscard]] bool append(std::string_view bytes, const Cursor* sender = nullptr) noexcept {
+    Peer* const own = sender != nullptr ? peers_.find(sender->peer_) : nullptr;
+    const std::size_t note = own != nullptr && needs_range(*own) ? sizeof(Range) : 0;
+    if (bytes.size() + note > room()) return false;
+    if (bytes.empty()) return true;
+    if (empty()) front_ = end_;
+    std::memcpy(at(end_), bytes.data(), bytes.size());
+    end_ += bytes.size();
+    if (own != nullptr) leave_out(*own, end_ - bytes.size());
+    return true;
+  }
+
+  // Sends what the peer has not been sent, in order: ok if that is all now, or the budget of bytes
+  // is spent (then behind() is not 0, and no event will tell: flush again); would_block if the
+  // socket is full: wait until it is writable.
+  IoResult flush(FdView fd, const Cursor& cursor, std::size_t budget = SIZE_MAX) noexcept {
+    IoResult total;
+    if (cursor.log_ == nullptr) return total;
+    Peer& peer = *peers_.find(cursor.peer_);
+    while (total.ok() && peer.position != end_ && total.bytes < budget) {
+      const Pieces pieces = pieces_ahead(peer, budget - total.bytes);
+      const IoResult sent = pieces.count == 1
+                                ? write(fd, {at(peer.position), pieces.bytes})
+                                : detail::writev(fd, pieces.vectors.data(), pieces.count);
+      advance(peer, sent.bytes);
+      total = {total.bytes + sent.bytes, sent.status, sent.error};
+      if (sent.ok() && sent.bytes < pieces.bytes) total.status = IoStatus::would_block;
+    }
+    return total;
+  }
+
+  // Bytes that some peer has still to be sent. To be held against a high-water mark: above, stop
+  // reading from those who send.
+  std::size_t size() noexcept { return end_ - oldest(); }
+  bool empty() noexcept { return size() == 0; }
+  std::size_t capacity() const noexcept { return capacity_; }
+  // The most that append would take now.
+  std::size_t room() noexcept {
+    const std::size_t taken = size() + ranges_.size() * sizeof(Range);
+    return taken < capacity_ ? capacity_ - taken : 0;
+  }
+
+ private:
+  struct Pieces {
+    std::array<::iovec, 16> vectors;
+    std::size_t count = 0;
+    std::size_t bytes = 0;
+  };
+
+  char* at(std::uint64_t position) const noexcept {
+    return ring_.data() + (position - front_) % ring_.size();
+  }
+
+  // The position of the slowest peer, or the end if there is none.
+  std::uint64_t oldest() noexcept {
+    if (at_oldest_ > 0) return oldest_;
+    oldest_ = end_;
+    for (const auto& entry : peers_) {
+      if (entry.value.position < oldest_) at_oldest_ = 0;
+      oldest_ = std::min(oldest_, entry.value.position);
+      if (entry.value.position == oldest_) ++at_oldest_;
+    }
+    return oldest_;
+  }
+
+  void leave(Token token) noexcept {
+    Peer& peer = *peers_.find(token);
+    while (peer.first != none) peer.first = drop_range(peer.first);
+    move(peer, UINT64_MAX);
+    peers_.erase(token);
+  }
+
+  // Only here do positions change, so that the number of peers at the oldest one is known.
+  void move(Peer& peer, std::uint64_t position) noexcept {
+    if (peer.position == oldest_ && at_oldest_ > 0) --at_oldest_;
+    peer.position = position;
+  }
+
+  Token drop_range(Token token) noexcept {
+    const Token next = ranges_.find(token)->next;
+    ranges_.erase(token);
+    return next;
+  }
+
+  // Own bytes need a note unless nothing lies between them and the cursor or the note before.
+  bool needs_range(const Peer& peer) noexcept {
+    return peer.position != end_ && (peer.last == none || ranges_.find(peer.last)->end != end_);
+  }
+
+  // What was appended since `begin` is the peer's own.
+  void leave_out(Peer& peer, std::uint64_t begin) noexcept {
+    if (peer.position == begin) return move(peer, end_);
+    Range* const last = ranges_.find(peer.last);
+    if (last != nullptr && last->end == begin) {
+      last->end = end_;
+      return;
+    }
+    const Token added = ranges_.emplace(Range{begin, end_, none}).token;
+    (last != nullptr ? last->next : peer.first) = added;
+    peer.last = added;
+  }
+
+  // Others' bytes, from the cursor on, up to the budget and the number of pieces in an array.
+  Pieces pieces_ahead(const Peer& peer, std::size_t budget) noexcept {
+    Pieces pieces;
+    Token next = peer.first;
+    for (std::uint64_t position = peer.position;
+         position != end_ && pieces.count < pieces.vectors.size() && pieces.bytes < budget;) {
+      const Range* const own = ranges_.find(next);
+      const std::uint64_t until = own != nullptr ? own->begin : end_;
+      const auto size = std::min<std::uint64_t>(until - position, budget - pieces.bytes);
+      pieces.vectors[pieces.count++] = {at(position), static_cast<std::size_t>(size)};
+      pieces.bytes += size;
+      position = own != nullptr ? own->end : end_;
+      next = own != nullptr ? own->next : none;
+    }
+    return pieces;
+  }
+
+  // The peer has been sent so many of others' bytes.
+  void advance(Peer& peer, std::size_t count) noexcept {
+    std::uint64_t position = peer.position + count;
+    while (Range* const own = ranges_.find(peer.first)) {
+      if (position < own->begin) break;
+      position += own->end - own->begin;
+      peer.first = drop_range(peer.first);
+    }
+    if (peer.first == none) peer.last = none;
+    if (count > 0) move(peer, position);
+  }
+
+  std::size_t capacity_;
+  detail::MirroredMemory ring_;
+  std::uint64_t front_ = 0;   // the position that lies at the front of the ring
+  std::uint64_t end_ = 0;     // where the next byte goes
+  std::uint64_t oldest_ = 0;  // the slowest peer's, if at_oldest_ peers are there, else to be found
+  std::size_t at_oldest_ = 0;
+  Slab<Peer> peers_;
+  Slab<Range> ranges_;
 };
 
 }  // namespace v0

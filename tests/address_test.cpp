@@ -17,7 +17,7 @@ using namespace support;
 using namespace std::string_literals;
 
 static_assert(std::is_trivially_copyable_v<Address>);
-static_assert(sizeof(Address) == 28);
+static_assert(sizeof(Address) == 116);
 static_assert(noexcept(Address::parse("")));
 
 namespace {
@@ -224,7 +224,7 @@ TEST_CASE("what a system call has written becomes an address") {
         sizeof(::sockaddr_in6));
 }
 
-TEST_CASE("what is neither IPv4 nor IPv6, or too large, becomes unspecified") {
+TEST_CASE("what is of another family or size becomes unspecified") {
   ::sockaddr_un path{};
   path.sun_family = AF_UNIX;
   std::strcpy(path.sun_path, "/a/path/that/is/longer/than/any/address");
@@ -232,10 +232,15 @@ TEST_CASE("what is neither IPv4 nor IPv6, or too large, becomes unspecified") {
   const auto family_of = [&](::socklen_t size) {
     return Address::from_native(native, size).family();
   };
-  CHECK(family_of(sizeof path) == AF_UNSPEC);
-  CHECK(family_of(2) == AF_UNSPEC);
+  CHECK(family_of(sizeof path) == AF_UNIX);
+  CHECK(family_of(2) == AF_UNIX);
+  CHECK(family_of(1) == AF_UNSPEC);
+  CHECK(family_of(sizeof path + 4) == AF_UNSPEC);
   path.sun_family = AF_INET6;
   CHECK(family_of(sizeof path) == AF_UNSPEC);
+  CHECK(family_of(sizeof(::sockaddr_in6) - 1) == AF_UNSPEC);
+  path.sun_family = AF_NETLINK;
+  CHECK(family_of(12) == AF_UNSPEC);
 }
 
 TEST_CASE("what getaddrinfo finds becomes an address") {

@@ -161,7 +161,7 @@ TEST_CASE(
   CHECK(is_close_on_exec(listener));
   CHECK(is_close_on_exec(accepted.fd));
   CHECK(is_close_on_exec(connected.fd));
-  CHECK(is_close_on_exec(poller.fd()));
+  CHECK(is_close_on_exec(poller));
   CHECK(is_non_blocking(listener));
   CHECK(is_non_blocking(accepted.fd));
   CHECK(is_non_blocking(connected.fd));

@@ -452,10 +452,10 @@ TEST_CASE("P08 a regular file or directory is refused with a hint") {
     const Thrown thrown =
         thrown_by([&] { poller.add(*fd, any, Interest::readable); });
     CHECK(thrown.error == EPERM);
-    CHECK(thrown.text ==
-          "poller: add descriptor " + std::to_string(fd->get()) +
-              " (it cannot be waited for, like a regular file: just use it): "
-              "Operation not permitted");
+    CHECK(thrown.text == "poller: add descriptor " + std::to_string(fd->get()) +
+                             " (a regular file or the like is always ready: do "
+                             "not add it, just read or write it): "
+                             "Operation not permitted");
   }
 }
 
@@ -463,13 +463,13 @@ TEST_CASE("P08 a poller cannot watch itself, but another one it can") {
   Poller inner;
   Poller outer;
   const Thrown thrown =
-      thrown_by([&] { inner.add(inner.fd(), any, Interest::readable); });
+      thrown_by([&] { inner.add(inner, any, Interest::readable); });
   CHECK(thrown.error == EINVAL);
   CHECK(contains(thrown.text, "it is a poller itself"));
 
   const auto ends = make_pipe();
   inner.add(ends.far, any, Interest::readable);
-  outer.add(inner.fd(), Token{7}, Interest::readable);
+  outer.add(inner, Token{7}, Interest::readable);
   CHECK(silent(outer));
   send_all(ends.near, "a");
   CHECK(one_event(outer).token() == Token{7});
@@ -1083,7 +1083,7 @@ TEST_CASE("a wait that fails for any other reason throws") {
     for (const bool limited : {false, true}) {
       Poller poller;
       wait_coarsely(coarsely);
-      ::close(poller.fd().get());
+      ::close(FdView{poller}.get());
       const Thrown thrown = thrown_by([&] {
         static_cast<void>(limited ? poller.wait(1s) : poller.wait());
       });
