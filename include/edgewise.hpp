@@ -610,6 +610,32 @@ class Poller {
 // Add these to a Poller like any other: poller.add(timer, Token{2}, Interest::readable).
 // ===========================================================================
 
+namespace detail {
+
+// What these have in common: a descriptor to wait for and, but for Child, something to read from
+// it.
+class Source {
+ public:
+  operator FdView() const noexcept { return fd_; }  // NOLINT(google-explicit-constructor)
+
+ protected:
+  // Of what a system call has returned: -1 throws, with errno.
+  Source(long descriptor, std::initializer_list<std::string_view> what)
+      : fd_(static_cast<int>(descriptor)) {
+    if (const int error = errno; !fd_) fail(error, what);
+  }
+
+  // False: there is nothing to read now.
+  template <class Value>
+  bool take(Value& value) const noexcept {
+    return retry_on_eintr([&] { return ::read(fd_.get(), &value, sizeof value); }) > 0;
+  }
+
+  Fd fd_;  // NOLINT(cppcoreguidelines-non-private-member-variables-in-classes)
+};
+
+}  // namespace detail
+
 // Ends a wait from outside: wake makes it readable until clear.
 //
 //   other thread                         the loop, when the waker is readable
@@ -620,11 +646,9 @@ class Poller {
 // the clear are one event.
 // Cost: a descriptor; one system call each. Errors: only the constructor throws.
 // Threads: wake may be called from any thread, and in a signal handler. See eventfd(2).
-class Waker {
+class Waker : public detail::Source {
  public:
-  Waker() : fd_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-    if (const int error = errno; !fd_) detail::fail(error, {"create a waker"});
-  }
+  Waker() : Source(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), {"create a waker"}) {}
 
   void wake() const noexcept {
     const int interrupted_code = errno;  // in a signal handler, its errno is not ours to change
@@ -637,13 +661,8 @@ class Waker {
   // True if there was a wake since the last clear.
   bool clear() noexcept {
     std::uint64_t wakes = 0;
-    return detail::retry_on_eintr([&] { return ::read(fd_.get(), &wakes, sizeof wakes); }) > 0;
+    return take(wakes);
   }
-
-  operator FdView() const noexcept { return fd_; }  // NOLINT(google-explicit-constructor)
-
- private:
-  Fd fd_;
 };
 
 // Readable when time is up, once or again and again. On the monotonic clock, which nobody sets and
@@ -652,11 +671,10 @@ class Waker {
 // A time that is zero, negative or past is up at once; more than a century counts as a century.
 // Cost: a descriptor; one system call each. Errors: only the constructor throws.
 // See timerfd_create(2).
-class Timer {
+class Timer : public detail::Source {
  public:
-  Timer() : fd_(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)) {
-    if (const int error = errno; !fd_) detail::fail(error, {"create a timer"});
-  }
+  Timer()
+      : Source(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC), {"create a timer"}) {}
 
   // Each of these replaces what was set before.
   template <class Rep, class Period>
@@ -677,12 +695,8 @@ class Timer {
   // was too busy to keep up with a period. Makes the timer unreadable until the next time.
   std::uint64_t expirations() noexcept {
     std::uint64_t count = 0;
-    const auto got =
-        detail::retry_on_eintr([&] { return ::read(fd_.get(), &count, sizeof count); });
-    return got > 0 ? count : 0;
+    return take(count) ? count : 0;
   }
-
-  operator FdView() const noexcept { return fd_; }  // NOLINT(google-explicit-constructor)
 
  private:
   // To the kernel, zero means stop.
@@ -704,8 +718,6 @@ class Timer {
     const ::itimerspec times{to_timespec(period), to_timespec(first)};
     ::timerfd_settime(fd_.get(), flags, &times, nullptr);
   }
-
-  Fd fd_;
 };
 
 // Signals as something to read, instead of a handler that may interrupt anything.
@@ -718,32 +730,32 @@ class Timer {
 //
 // Cost: a descriptor; one system call each. Errors: only the constructor throws, also for SIGKILL
 // and SIGSTOP, which nobody can block. See signalfd(2).
-class Signals {
+class Signals : public detail::Source {
  public:
-  explicit Signals(std::initializer_list<int> numbers) {
-    ::sigset_t set;
-    ::sigemptyset(&set);
-    for (const int number : numbers)
-      if (number == SIGKILL || number == SIGSTOP || ::sigaddset(&set, number) != 0)
-        detail::fail(EINVAL, {"watch signal ", std::to_string(number)});
-    fd_.reset(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
-    if (const int error = errno; !fd_) detail::fail(error, {"watch signals"});
-    ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  }
+  explicit Signals(std::initializer_list<int> numbers) : Signals(set_of(numbers)) {}
 
   // A signal that has come, with its number (ssi_signo) and sender (ssi_pid), or nothing. Call it
   // until there is nothing more.
   std::optional<::signalfd_siginfo> next() noexcept {
     ::signalfd_siginfo info;
-    if (detail::retry_on_eintr([&] { return ::read(fd_.get(), &info, sizeof info); }) <= 0)
-      return std::nullopt;
+    if (!take(info)) return std::nullopt;
     return info;
   }
 
-  operator FdView() const noexcept { return fd_; }  // NOLINT(google-explicit-constructor)
-
  private:
-  Fd fd_;
+  explicit Signals(const ::sigset_t& set)
+      : Source(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC), {"watch signals"}) {
+    ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  }
+
+  static ::sigset_t set_of(std::initializer_list<int> numbers) {
+    ::sigset_t set;
+    ::sigemptyset(&set);
+    for (const int number : numbers)
+      if (number == SIGKILL || number == SIGSTOP || ::sigaddset(&set, number) != 0)
+        detail::fail(EINVAL, {"watch signal ", std::to_string(number)});
+    return set;
+  }
 };
 
 // How a process ended: with exit code `code`, or killed by `signal` if that is not 0.
@@ -759,12 +771,11 @@ struct ExitStatus {
 //
 // Cost: a descriptor; one system call each. Errors: only the constructor throws, with ESRCH if
 // there is no such process, and ENOSYS before Linux 5.4. See pidfd_open(2), waitid(2).
-class Child {
+class Child : public detail::Source {
  public:
   explicit Child(::pid_t pid)
-      : pid_(pid), fd_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {
-    if (const int error = errno; !fd_) detail::fail(error, {"watch process ", std::to_string(pid)});
-  }
+      : Source(::syscall(SYS_pidfd_open, pid, 0), {"watch process ", std::to_string(pid)}),
+        pid_(pid) {}
 
   ::pid_t pid() const noexcept { return pid_; }
 
@@ -787,11 +798,8 @@ class Child {
     return ::syscall(SYS_pidfd_send_signal, fd_.get(), signal, nullptr, 0) == 0;
   }
 
-  operator FdView() const noexcept { return fd_; }  // NOLINT(google-explicit-constructor)
-
  private:
   ::pid_t pid_;
-  Fd fd_;
 };
 
 // ===========================================================================
@@ -1143,8 +1151,8 @@ struct ListenOptions {
   // Accepted sockets inherit it: who was silent for so long is probed, then as often again, and the
   // connection fails with ETIMEDOUT when net.ipv4.tcp_keepalive_probes go unanswered. 0: never.
   std::chrono::seconds keep_alive{0};
-  ::mode_t permissions =
-      0600;  // of a Unix socket's file, less the umask: who may write may connect
+  // Of a Unix socket's file, less the umask: who may write it may connect.
+  ::mode_t permissions = 0600;
 };
 
 // How to connect. Only TCP heeds no_delay and keep_alive.
@@ -1175,7 +1183,8 @@ inline bool set_options(FdView socket, std::initializer_list<SocketOption> optio
 
 inline bool set_tcp_options(FdView socket, bool no_delay,
                             std::chrono::seconds keep_alive) noexcept {
-  const int seconds = static_cast<int>(std::min<std::int64_t>(keep_alive.count(), INT16_MAX));
+  constexpr std::int64_t most = 32'767;  // the kernel's limit
+  const int seconds = static_cast<int>(std::min<std::int64_t>(keep_alive.count(), most));
   return set_options(socket, {{IPPROTO_TCP, TCP_NODELAY, no_delay ? 1 : 0}}) &&
          (seconds <= 0 || set_options(socket, {{SOL_SOCKET, SO_KEEPALIVE, 1},
                                                {IPPROTO_TCP, TCP_KEEPIDLE, seconds},
