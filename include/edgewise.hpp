@@ -2107,7 +2107,8 @@ class BroadcastLog {
     // How far behind the end of the log the peer is, in bytes, its own in between included. 0: it
     // has been sent everything.
     std::size_t behind() const noexcept {
-      return log_ != nullptr ? log_->end_ - log_->peers_.find(peer_)->position : 0;
+      if (log_ == nullptr) return 0;
+      return static_cast<std::size_t>(log_->end_ - log_->peers_.find(peer_)->position);
     }
 
    private:
@@ -2168,7 +2169,7 @@ class BroadcastLog {
 
   // Bytes that some peer has still to be sent. To be held against a high-water mark: above, stop
   // reading from those who send.
-  std::size_t size() noexcept { return end_ - oldest(); }
+  std::size_t size() noexcept { return static_cast<std::size_t>(end_ - oldest()); }
   bool empty() noexcept { return size() == 0; }
   std::size_t capacity() const noexcept { return capacity_; }
   // The most that append would take now.
@@ -2245,8 +2246,9 @@ class BroadcastLog {
          position != end_ && pieces.count < pieces.vectors.size() && pieces.bytes < budget;) {
       const Range* const own = ranges_.find(next);
       const std::uint64_t until = own != nullptr ? own->begin : end_;
-      const auto size = std::min<std::uint64_t>(until - position, budget - pieces.bytes);
-      pieces.vectors[pieces.count++] = {at(position), static_cast<std::size_t>(size)};
+      const auto size = static_cast<std::size_t>(
+          std::min<std::uint64_t>(until - position, budget - pieces.bytes));
+      pieces.vectors[pieces.count++] = {at(position), size};
       pieces.bytes += size;
       position = own != nullptr ? own->end : end_;
       next = own != nullptr ? own->next : none;
