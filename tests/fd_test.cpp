@@ -3,7 +3,9 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 
+#include <string>
 #include <type_traits>
 
 #include "support.hpp"
@@ -28,6 +30,24 @@ int open_something() {
   REQUIRE(descriptor >= 0);
   return descriptor;
 }
+
+// While it lives, no descriptor can be had.
+class NoDescriptors {
+ public:
+  NoDescriptors() {
+    int lowest_free = 0;
+    while (is_open(lowest_free)) ++lowest_free;
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before_) == 0);
+    const ::rlimit none{static_cast<::rlim_t>(lowest_free), before_.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  }
+  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+  NoDescriptors(const NoDescriptors&) = delete;
+  NoDescriptors& operator=(const NoDescriptors&) = delete;
+
+ private:
+  ::rlimit before_{};
+};
 
 }  // namespace
 
@@ -147,22 +167,55 @@ TEST_CASE("an FdView names a descriptor and never closes it") {
   CHECK(is_open(fd.get()));
 }
 
+TEST_CASE("what goes in at a pipe's writer comes out at its reader") {
+  Pipe pipe = open_pipe();
+  send_all(pipe.writer, "through");
+  CHECK(receive(pipe.reader, 7) == "through");
+  char byte = 0;
+  CHECK(::read(pipe.writer.get(), &byte, 1) < 0);
+  CHECK(::write(pipe.reader.get(), &byte, 1) < 0);
+  pipe.writer.reset();
+  CHECK(::read(pipe.reader.get(), &byte, 1) == 0);
+}
+
+TEST_CASE("neither end of a pipe ever blocks") {
+  const Pipe pipe = open_pipe();
+  char byte = 0;
+  CHECK(::read(pipe.reader.get(), &byte, 1) < 0);
+  CHECK(errno == EAGAIN);
+  const std::string kilobyte(1024, 'x');
+  while (::write(pipe.writer.get(), kilobyte.data(), kilobyte.size()) > 0)
+    continue;
+  CHECK(errno == EAGAIN);
+}
+
+TEST_CASE("a pipe that cannot be had is refused by name") {
+  const Thrown thrown = thrown_by([] {
+    const NoDescriptors none;
+    const Pipe pipe = open_pipe();
+  });
+  CHECK(thrown.error == EMFILE);
+  CHECK(thrown.text == "open a pipe: Too many open files");
+}
+
 TEST_CASE(
-    "every descriptor is made close-on-exec, and each socket so that it "
-    "never blocks") {
+    "every descriptor is made close-on-exec, and each socket and pipe so that "
+    "it never blocks") {
   const Fd listener = listen(*Address::parse("127.0.0.1:0"));
   const Connected connected = connect(local_address(listener));
   REQUIRE_FALSE(connected.failed());
   REQUIRE(becomes_readable(listener));
   const Accepted accepted = accept(listener);
   REQUIRE(accepted.ok());
+  const Fd datagrams = bind_datagram(*Address::parse("127.0.0.1:0"));
+  const Pipe pipe = open_pipe();
+  const SocketPair pair = open_socket_pair();
   const Poller poller;
 
-  CHECK(is_close_on_exec(listener));
-  CHECK(is_close_on_exec(accepted.fd));
-  CHECK(is_close_on_exec(connected.fd));
   CHECK(is_close_on_exec(poller));
-  CHECK(is_non_blocking(listener));
-  CHECK(is_non_blocking(accepted.fd));
-  CHECK(is_non_blocking(connected.fd));
+  for (const Fd* fd : {&listener, &accepted.fd, &connected.fd, &datagrams,
+                       &pipe.reader, &pipe.writer, &pair.first, &pair.second}) {
+    CHECK(is_close_on_exec(*fd));
+    CHECK(is_non_blocking(*fd));
+  }
 }

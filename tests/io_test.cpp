@@ -1,4 +1,4 @@
-// read, write and writev: one system call, and no surprise in it.
+// read, write, writev and drain: what is moved, and no surprise in it.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <netinet/tcp.h>
@@ -272,6 +272,103 @@ TEST_CASE("writev to what is not open is failed") {
 }
 
 // ---------------------------------------------------------------------------
+// drain
+// ---------------------------------------------------------------------------
+
+TEST_CASE("P01 drain reads until it would block, so the next edge comes") {
+  const auto ends = make_socketpair();
+  Poller poller;
+  poller.add(ends.far, Token{1}, Interest::readable, Mode::edge);
+  send_all(ends.near, "abcdef");
+  REQUIRE(poller.wait(patience).size() == 1);
+  std::array<char, 16> room{};
+  const IoResult result = drain(ends.far, room);
+  CHECK(result.would_block());
+  CHECK(result.bytes == 6);
+  CHECK(result.error == 0);
+  CHECK(std::string_view(room.data(), 6) == "abcdef");
+  CHECK(poller.wait(0ms).empty());
+  send_all(ends.near, "g");
+  CHECK(poller.wait(patience).size() == 1);
+  CHECK(drain(ends.far, room).bytes == 1);
+}
+
+TEST_CASE("P01 drain reads on when a read brings less than there is") {
+  // A pipe that keeps packets apart: each read takes one.
+  int numbers[2];
+  REQUIRE(::pipe2(numbers, O_DIRECT | O_NONBLOCK | O_CLOEXEC) == 0);
+  const Fd reader{numbers[0]};
+  const Fd writer{numbers[1]};
+  for (const char* packet : {"one", "two", "three"}) send_all(writer, packet);
+  std::array<char, 64> room{};
+  const IoResult result = drain(reader, room);
+  CHECK(result.would_block());
+  CHECK(std::string_view(room.data(), result.bytes) == "onetwothree");
+}
+
+TEST_CASE("P29 the room is drain's budget: ok means that more may be pending") {
+  const auto ends = make_socketpair();
+  send_all(ends.near, "0123456789");
+  std::array<char, 4> room{};
+  for (const std::string_view part : {"0123", "4567"}) {
+    const IoResult result = drain(ends.far, room);
+    CHECK(result.ok());
+    CHECK(std::string_view(room.data(), result.bytes) == part);
+  }
+  CHECK(drain(ends.far, room).bytes == 2);
+  CHECK(drain(ends.far, room).would_block());
+  send_all(ends.near, "full");  // nothing is pending, but drain cannot know
+  CHECK(drain(ends.far, room).ok());
+  const IoResult nothing = drain(ends.far, room);
+  CHECK(nothing.would_block());
+  CHECK(nothing.bytes == 0);
+}
+
+TEST_CASE("P29 a peer that never stops does not hold drain for ever") {
+  const Fd zero{::open("/dev/zero", O_RDONLY | O_CLOEXEC)};
+  std::vector<char> room(100'000);
+  const IoResult result = drain(zero, room);
+  CHECK(result.ok());
+  CHECK(result.bytes == room.size());
+}
+
+TEST_CASE("drain tells the end of the stream with what came before it") {
+  for (Ends& ends : std::array{make_pipe(), make_socketpair(), make_tcp()}) {
+    send_all(ends.near, "ab");
+    ends.near.reset();
+    // A pipe's end is a hang-up, a socket's a readable end.
+    REQUIRE(becomes(ends.far, POLLRDHUP));
+    char room[8];
+    IoResult result = drain(ends.far, room);
+    CHECK(result.end_of_stream());
+    CHECK(result.bytes == 2);
+    result = drain(ends.far, room);
+    CHECK(result.end_of_stream());
+    CHECK(result.bytes == 0);
+  }
+}
+
+TEST_CASE("P13 drain tells a failure with what came before it") {
+  auto ends = make_tcp();
+  send_all(ends.far, "ab");
+  REQUIRE(becomes_readable(ends.near));
+  reset_connection(ends.far);
+  REQUIRE(becomes(ends.near, POLLHUP));
+  char room[8];
+  const IoResult result = drain(ends.near, room);
+  CHECK(result.failed());
+  CHECK(result.error == ECONNRESET);
+  CHECK(result.bytes == 2);
+  CHECK(drain(FdView{-1}, room).error == EBADF);
+}
+
+TEST_CASE("drain into no room is ok and touches nothing") {
+  const IoResult result = drain(FdView{-1}, {});
+  CHECK(result.ok());
+  CHECK(result.bytes == 0);
+}
+
+// ---------------------------------------------------------------------------
 // shutdown_write
 // ---------------------------------------------------------------------------
 
@@ -433,4 +530,35 @@ TEST_CASE("P21 a signal does not interrupt a write or a writev") {
       REQUIRE(::fcntl(ends.near.get(), F_SETFL, O_NONBLOCK) == 0);
     }
   }
+}
+
+TEST_CASE("P21 a signal does not interrupt a receive") {
+  const auto ends = make_socketpair();
+  make_blocking(ends.far);
+  char room[4];
+  const IoResult result = amid_signals(
+      [&] { return edgewise::receive(ends.far, room); },
+      [&] { static_cast<void>(!::write(ends.near.get(), "a", 1)); });
+  CHECK(result.ok());
+  CHECK(result.bytes == 1);
+}
+
+TEST_CASE("P21 a signal does not interrupt a send_to or a send_fd") {
+  const Fd server = bind_datagram(*Address::parse("unix:"));
+  const Fd client = bind_datagram(*Address::parse("unix:"));
+  const Address address = local_address(server);
+  while (send_to(client, "a", address).ok()) continue;
+  make_blocking(client);
+  const IoResult sent =
+      amid_signals([&] { return send_to(client, "a", address); },
+                   [&] { receive_some(server); });
+  CHECK(sent.ok());
+
+  const auto ends = make_socketpair();
+  fill_up(ends.near);
+  make_blocking(ends.near);
+  const IoResult passed =
+      amid_signals([&] { return send_fd(ends.near, "a", ends.near); },
+                   [&] { receive_some(ends.far); });
+  CHECK(passed.ok());
 }

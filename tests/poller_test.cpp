@@ -8,9 +8,11 @@
 #include <linux/seccomp.h>
 #include <linux/time_types.h>
 #include <netinet/tcp.h>
+#include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
+#include <array>
 #include <atomic>
 #include <cstdarg>
 #include <cstring>
@@ -176,15 +178,17 @@ concept WaitsUntil = requires(P&& poller) {
 
 }  // namespace
 
-// The events would lie in a poller that is gone.
-static_assert(WaitsForever<Poller&> && !WaitsForever<Poller>);
-static_assert(WaitsFor<Poller&> && !WaitsFor<Poller>);
-static_assert(WaitsUntil<Poller&> && !WaitsUntil<Poller>);
-
 static_assert(!std::is_copy_constructible_v<Poller>);
 static_assert(std::is_trivially_copyable_v<Event>);
 static_assert(std::is_standard_layout_v<Event>);
 static_assert(alignof(Event) == alignof(::epoll_event));
+
+// The events would lie in a poller that is gone.
+TEST_CASE("P33 a wait on a temporary poller does not compile") {
+  CHECK((WaitsForever<Poller&> && !WaitsForever<Poller>));
+  CHECK((WaitsFor<Poller&> && !WaitsFor<Poller>));
+  CHECK((WaitsUntil<Poller&> && !WaitsUntil<Poller>));
+}
 
 TEST_CASE("an Event is the kernel's epoll_event, all 64 bits of token in it") {
   const auto ends = make_pipe();
@@ -205,11 +209,75 @@ TEST_CASE("an Event is the kernel's epoll_event, all 64 bits of token in it") {
   }
 }
 
+TEST_CASE("P30 an Event is packed as the kernel packs it") {
+  CHECK(sizeof(Event) == sizeof(::epoll_event));
+  CHECK(alignof(Event) == alignof(::epoll_event));
+#ifdef __x86_64__
+  CHECK(sizeof(Event) == 12);
+  CHECK(alignof(Event) == 1);
+#endif
+}
+
+// Where the kernel packs it, an event may lie at any address, so no reference
+// to its 64 bits may be formed on the way. UBSan watches.
+TEST_CASE("P30 events at any address are read right") {
+  constexpr std::size_t count = 5;
+  alignas(8) std::array<char, 8 + count * sizeof(Event)> memory{};
+  for (std::size_t offset = 0; offset < 8; offset += alignof(Event)) {
+    char* const place = memory.data() + offset;
+    for (std::size_t index = 0; index < count; ++index) {
+      ::epoll_event raw{};
+      raw.events = static_cast<std::uint32_t>(1U << index);
+      raw.data.u64 = std::uint64_t{0x0123456789abcdef} + index;
+      std::memcpy(place + index * sizeof raw, &raw, sizeof raw);
+    }
+    const Events events(reinterpret_cast<const Event*>(place), count);
+    std::uint64_t index = 0;
+    for (const Event& event : events) {
+      CHECK(event.token() == Token{0x0123456789abcdef + index});
+      CHECK(event.bits() == 1U << index);
+      ++index;
+    }
+    CHECK(index == count);
+  }
+}
+
 TEST_CASE("interests and modes combine") {
   CHECK(static_cast<std::uint32_t>(read_and_write) ==
         (std::uint32_t{EPOLLIN} | EPOLLRDHUP | EPOLLOUT));
   CHECK(static_cast<std::uint32_t>(Mode::edge | Mode::oneshot) ==
         (std::uint32_t{EPOLLET} | EPOLLONESHOT));
+  CHECK((Interest::readable | Interest::readable) == Interest::readable);
+  CHECK((Mode::edge | Mode::edge) == Mode::edge);
+}
+
+namespace {
+
+// An event as the kernel would write it.
+Event event_of(std::uint32_t bits) {
+  ::epoll_event raw{};
+  raw.events = bits;
+  Event event;
+  std::memcpy(static_cast<void*>(&event), &raw, sizeof raw);
+  return event;
+}
+
+}  // namespace
+
+TEST_CASE("each bit of an event answers to its own questions") {
+  using Answers = std::array<bool, 6>;
+  const auto answers = [](std::uint32_t bits) {
+    const Event event = event_of(bits);
+    return Answers{event.readable(), event.writable(), event.priority(),
+                   event.error(),    event.hang_up(),  event.read_closed()};
+  };
+  CHECK(answers(0) == Answers{});
+  CHECK(answers(EPOLLIN) == Answers{true, false, false, false, false, false});
+  CHECK(answers(EPOLLOUT) == Answers{false, true, false, false, false, false});
+  CHECK(answers(EPOLLPRI) == Answers{false, false, true, false, false, false});
+  CHECK(answers(EPOLLERR) == Answers{true, true, false, true, false, false});
+  CHECK(answers(EPOLLHUP) == Answers{true, true, false, false, true, true});
+  CHECK(answers(EPOLLRDHUP) == Answers{true, false, false, false, false, true});
 }
 
 // ---------------------------------------------------------------------------
@@ -261,6 +329,69 @@ TEST_CASE(
   send_all(ends.near, "e");
   CHECK(one_event(poller).readable());
   CHECK(receive_some(ends.far) == "cde");
+}
+
+namespace {
+
+std::size_t bytes_pending(FdView fd) {
+  int count = 0;
+  REQUIRE(::ioctl(fd.get(), FIONREAD, &count) == 0);
+  return static_cast<std::size_t>(count);
+}
+
+// In a network the bytes need their time.
+void await_bytes(FdView fd, std::size_t count) {
+  const auto limit = Clock::now() + patience;
+  while (bytes_pending(fd) < count && Clock::now() < limit)
+    std::this_thread::yield();
+  REQUIRE(bytes_pending(fd) == count);
+}
+
+}  // namespace
+
+TEST_CASE(
+    "P31 several writes before a wait are one edge, and reading until it "
+    "would block gets them all") {
+  for (const Ends& ends :
+       std::array{make_pipe(), make_socketpair(), make_tcp()}) {
+    Poller poller;
+    poller.add(ends.far, any, Interest::readable, Mode::edge);
+    for (int round = 0; round < 3; ++round) {
+      for (const char* const text : {"a", "bc", "def"})
+        send_all(ends.near, text);
+      await_bytes(ends.far, 6);
+      CHECK(one_event(poller).readable());
+      CHECK(silent(poller));
+
+      // A room that is too small is spent, and says so: there may be more.
+      std::array<char, 4> room{};
+      IoResult result = drain(ends.far, room);
+      CHECK(result.ok());
+      CHECK(std::string_view(room.data(), result.bytes) == "abcd");
+      result = drain(ends.far, room);
+      CHECK(result.would_block());
+      CHECK(std::string_view(room.data(), result.bytes) == "ef");
+      CHECK(silent(poller));
+    }
+  }
+}
+
+TEST_CASE("P31 several writes to an eventfd are one edge, and one read") {
+  const Fd event{::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
+  Poller poller;
+  poller.add(event, any, Interest::readable, Mode::edge);
+  for (int round = 0; round < 3; ++round) {
+    for (int count = 0; count < 3; ++count)
+      REQUIRE(::eventfd_write(event.get(), 1) == 0);
+    CHECK(one_event(poller).readable());
+    CHECK(silent(poller));
+    std::array<char, 64> room{};
+    const IoResult result = drain(event, room);
+    CHECK(result.would_block());
+    CHECK(result.bytes == sizeof(std::uint64_t));
+    CHECK(room[0] == 3);
+    CHECK(silent(poller));
+  }
 }
 
 TEST_CASE(
@@ -379,10 +510,12 @@ TEST_CASE(
   const auto ends = make_socketpair();
   Poller poller;
   poller.add(ends.far, any, Interest::readable, Mode::exclusive);
-  const Thrown thrown =
-      thrown_by([&] { poller.modify(ends.far, any, Interest::readable); });
-  CHECK(thrown.error == EINVAL);
-  CHECK(contains(thrown.text, "was added with Mode::exclusive"));
+  for (const Thrown& thrown :
+       {thrown_by([&] { poller.modify(ends.far, any, Interest::readable); }),
+        thrown_by([&] { poller.set(ends.far, any, Interest::readable); })}) {
+    CHECK(thrown.error == EINVAL);
+    CHECK(contains(thrown.text, "was added with Mode::exclusive"));
+  }
 }
 
 // ---------------------------------------------------------------------------
@@ -533,6 +666,89 @@ TEST_CASE(
   CHECK(tidy.remove(removed));
   removed.reset();
   CHECK(silent(tidy));
+}
+
+namespace {
+
+// A process that does nothing but hold a copy of every descriptor which was
+// open when it was made.
+class Bystander {
+ public:
+  Bystander() : pid_(::fork()) {
+    REQUIRE(pid_ >= 0);
+    if (pid_ != 0) return;
+    ::alarm(60);
+    for (;;) ::pause();
+  }
+  ~Bystander() { end(); }
+  Bystander(const Bystander&) = delete;
+  Bystander& operator=(const Bystander&) = delete;
+
+  // Returns when its descriptors are closed.
+  void end() {
+    if (pid_ < 0) return;
+    ::kill(pid_, SIGKILL);
+    while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) continue;
+    pid_ = -1;
+  }
+
+ private:
+  ::pid_t pid_;
+};
+
+}  // namespace
+
+TEST_CASE(
+    "P05 a descriptor that was closed without remove is reported as long as "
+    "a child process has a copy") {
+  auto ends = make_pipe();
+  send_all(ends.near, "a");
+  Poller poller;
+  poller.add(ends.far, any, Interest::readable);
+  Bystander child;
+  const int number = ends.far.get();
+  ends.far.reset();
+  for (int turn = 0; turn < 3; ++turn) CHECK(one_event(poller).token() == any);
+  CHECK_FALSE(poller.remove(FdView{number}));  // it has no name here any more
+  CHECK(one_event(poller).token() == any);
+  child.end();
+  CHECK(silent(poller));
+}
+
+TEST_CASE(
+    "P05 a descriptor that was removed before closing is silent, though a "
+    "child process has a copy") {
+  auto ends = make_pipe();
+  send_all(ends.near, "a");
+  Poller poller;
+  poller.add(ends.far, any, Interest::readable);
+  const Bystander child;
+  CHECK(poller.remove(ends.far));
+  ends.far.reset();
+  CHECK(silent(poller));
+}
+
+TEST_CASE(
+    "P05 what a child adds to an inherited poller, its parent is told; what "
+    "it adds to one of its own, nobody else") {
+  const auto ends = make_pipe();
+  send_all(ends.near, "a");
+  Poller poller;
+
+  int code = run_in_child([&] {
+    poller = Poller();
+    poller.add(ends.far, Token{7}, Interest::readable);
+    return one_event(poller).token() == Token{7} ? 0 : 1;
+  });
+  CHECK(code == 0);
+  CHECK(silent(poller));
+
+  code = run_in_child([&] {
+    poller.add(ends.far, Token{8}, Interest::readable);
+    return 0;
+  });
+  CHECK(code == 0);
+  CHECK(one_event(poller).token() == Token{8});
 }
 
 TEST_CASE("P06 a stale event of the same batch names a token that nobody has") {
@@ -757,6 +973,68 @@ TEST_CASE("a poller moves, with what it watches") {
   first.add(ends.near, any, Interest::writable);
   Poller second{std::move(first)};
   CHECK(one_event(second).token() == any);
+}
+
+namespace {
+
+// A poller that watches as many pipes, all of them ready.
+struct Busy {
+  explicit Busy(std::uint64_t count) {
+    for (std::uint64_t number = 1; number <= count; ++number) {
+      pipes.push_back(make_pipe());
+      poller.add(pipes.back().near, Token{number}, Interest::writable);
+    }
+  }
+  std::vector<Ends> pipes{};
+  Poller poller{};
+};
+
+}  // namespace
+
+TEST_CASE("P33 a poller may be moved while its events are walked through") {
+  Busy busy{5};
+  Poller second;
+  Tokens seen;
+  for (const Event& event : busy.poller.wait(patience)) {
+    if (seen.empty()) {
+      Poller first{std::move(busy.poller)};
+      second = std::move(first);
+    }
+    seen.insert(static_cast<std::uint64_t>(event.token()));
+  }
+  CHECK(seen == Tokens{1, 2, 3, 4, 5});
+  CHECK(look(second).size() == 5);
+}
+
+TEST_CASE("P33 a wait within a walk through another poller's events is fine") {
+  Busy outer{5};
+  Busy inner{3};
+  Tokens seen;
+  for (const Event& event : outer.poller.wait(patience)) {
+    CHECK(tokens(inner.poller.wait(patience)) == Tokens{1, 2, 3});
+    seen.insert(static_cast<std::uint64_t>(event.token()));
+  }
+  CHECK(seen == Tokens{1, 2, 3, 4, 5});
+}
+
+// A program that does this loses events, for the second batch overwrites the
+// first. But it reads no memory that is not the batch's; ASan watches.
+TEST_CASE(
+    "P33 a wait within a walk through the same poller's events puts the new "
+    "ones in their place") {
+  Busy busy{5};
+  int turns = 0;
+  for (const Event& event : busy.poller.wait(patience)) {
+    CHECK(event.token() != Token{0});
+    for (std::uint64_t number = 1; number <= 5; ++number)
+      busy.poller.set(busy.pipes[number - 1].near, Token{number + 100},
+                      number <= 2 ? Interest::writable : Interest::none);
+    CHECK(tokens(busy.poller.wait(patience)) == Tokens{101, 102});
+    if (turns < 2) CHECK(event.token() > Token{100});
+    if (turns >= 2) CHECK(event.token() <= Token{5});
+    ++turns;
+  }
+  CHECK(turns == 5);
 }
 
 TEST_CASE("waiting, adding, modifying and removing allocate nothing") {

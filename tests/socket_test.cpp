@@ -5,6 +5,8 @@
 #include <netinet/tcp.h>
 #include <sys/resource.h>
 
+#include <array>
+#include <chrono>
 #include <fstream>
 #include <string>
 #include <thread>
@@ -16,10 +18,15 @@ using namespace edgewise;
 using namespace support;
 
 // connect(2) on a non-blocking socket answers EINPROGRESS and little else. The
-// other answers are made here, from a connection that is really on its way.
+// other answers are made here, from a connection that is really on its way. And
+// before accept4(2) something may happen that is rare outside.
 namespace spy {
 enum class Answer { own, interrupted, at_once };
 Answer answer = Answer::own;
+
+enum class BeforeAccept { nothing, abort, theft };
+BeforeAccept before_accept = BeforeAccept::nothing;
+Fd stolen;  // by another thread, as it were
 }  // namespace spy
 
 extern "C" int connect(int socket, const ::sockaddr* address,
@@ -34,6 +41,20 @@ extern "C" int connect(int socket, const ::sockaddr* address,
     case spy::Answer::at_once: break;
   }
   return becomes_writable(FdView{socket}) ? 0 : -1;
+}
+
+extern "C" int accept4(int socket, ::sockaddr* address, ::socklen_t* length,
+                       int flags) {
+  using Function = int(int, ::sockaddr*, ::socklen_t*, int);
+  static auto* const real =
+      reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, "accept4"));
+  using spy::BeforeAccept;
+  switch (std::exchange(spy::before_accept, BeforeAccept::nothing)) {
+    case BeforeAccept::nothing: break;
+    case BeforeAccept::abort: errno = ECONNABORTED; return -1;
+    case BeforeAccept::theft: spy::stolen.reset(::dup(socket)); break;
+  }
+  return real(socket, address, length, flags);
 }
 
 namespace {
@@ -221,6 +242,67 @@ TEST_CASE("TCP_NODELAY is on for accepted and for connected sockets") {
   CHECK(option_of(accept_soon(slow).fd, IPPROTO_TCP, TCP_NODELAY) == 0);
 }
 
+TEST_CASE("no_delay may be off for connected sockets too") {
+  const Fd listener = listen(loopback);
+  const Connected client =
+      connect(local_address(listener), {.no_delay = false});
+  REQUIRE_FALSE(client.failed());
+  CHECK(option_of(client.fd, IPPROTO_TCP, TCP_NODELAY) == 0);
+}
+
+namespace {
+
+struct KeepAlive {
+  int on;
+  int idle;
+  int interval;
+  bool operator==(const KeepAlive&) const = default;
+};
+
+KeepAlive keep_alive_of(FdView socket) {
+  return {option_of(socket, SOL_SOCKET, SO_KEEPALIVE),
+          option_of(socket, IPPROTO_TCP, TCP_KEEPIDLE),
+          option_of(socket, IPPROTO_TCP, TCP_KEEPINTVL)};
+}
+
+// Of a socket that is accepted with this option, and of its client's.
+KeepAlive accepted_with(std::chrono::seconds keep_alive) {
+  const Fd listener = listen(loopback, {.keep_alive = keep_alive});
+  const Connected client =
+      connect(local_address(listener), {.keep_alive = keep_alive});
+  REQUIRE_FALSE(client.failed());
+  const Accepted accepted = accept_soon(listener);
+  REQUIRE(accepted.ok());
+  CHECK(keep_alive_of(client.fd) == keep_alive_of(accepted.fd));
+  return keep_alive_of(accepted.fd);
+}
+
+}  // namespace
+
+TEST_CASE(
+    "keep_alive is inherited by accepted, and set for connected sockets") {
+  CHECK(accepted_with(7s) == KeepAlive{1, 7, 7});
+  CHECK(accepted_with(1s) == KeepAlive{1, 1, 1});
+  CHECK(accepted_with(10min) == KeepAlive{1, 600, 600});
+}
+
+TEST_CASE("keep_alive of more than the kernel takes is the most it takes") {
+  constexpr int most = 32767;
+  for (const auto huge :
+       {std::chrono::seconds{most}, std::chrono::seconds{most + 1},
+        std::chrono::seconds{24h * 365}, std::chrono::seconds::max()})
+    CHECK(accepted_with(huge) == KeepAlive{1, most, most});
+}
+
+TEST_CASE("keep_alive of 0, which is the default, sets nothing") {
+  const Fd bare{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  const KeepAlive unset = keep_alive_of(bare);
+  REQUIRE(unset.on == 0);
+  for (const std::chrono::seconds none : {0s, -1s, std::chrono::seconds::min()})
+    CHECK(accepted_with(none) == unset);
+  CHECK(keep_alive_of(listen(loopback)) == unset);
+}
+
 TEST_CASE("local_address of a socket of another family is unspecified") {
   const Fd fd{::socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
   CHECK(local_address(fd) == Address());
@@ -351,6 +433,220 @@ TEST_CASE(
     CHECK(run_in_child([=] { return run_out_of_descriptors(mode); }) == 0);
 }
 
+namespace {
+
+// While it lives, no descriptor can be had.
+class NoDescriptors {
+ public:
+  NoDescriptors() {
+    int lowest_free = 0;
+    while (is_open(lowest_free)) ++lowest_free;
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before_) == 0);
+    const ::rlimit none{static_cast<::rlim_t>(lowest_free), before_.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  }
+  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+  NoDescriptors(const NoDescriptors&) = delete;
+  NoDescriptors& operator=(const NoDescriptors&) = delete;
+
+ private:
+  ::rlimit before_{};
+};
+
+Fd unconnected(const Address& address) {
+  return Fd{::socket(address.family(),
+                     SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
+}
+
+// As far as its own kernel knows.
+void connect_to(const Address& address, const Fd& client) {
+  ::connect(client.get(), address.data(), address.size());
+  REQUIRE(becomes_writable(client));
+  REQUIRE(finish_connect(client).ok());
+}
+
+// True if what is sent to the client is the reason, and then the end.
+bool is_told(const Fd& client, std::string_view reason) {
+  if (!becomes(client, POLLRDHUP)) return false;
+  char room[64];
+  const IoResult result = drain(client, room);
+  return result.end_of_stream() &&
+         std::string_view(room, result.bytes) == reason;
+}
+
+// Waits until all that was sent has reached the other side's kernel.
+bool has_arrived(const Fd& client) {
+  const auto deadline = Clock::now() + patience;
+  for (int unsent = 1; Clock::now() < deadline;) {
+    if (::ioctl(client.get(), TIOCOUTQ, &unsent) != 0) return false;
+    if (unsent == 0) return true;
+    std::this_thread::yield();
+  }
+  return false;
+}
+
+// A server's turns without a descriptor, until so many clients are turned away.
+// Returns how many were.
+int turn_away(Poller& poller, const Fd& listener, Reserve& reserve,
+              int expected) {
+  int turned_away = 0;
+  // A turn serves one client at least, or something is wrong.
+  for (int turn = 0; turn < expected && turned_away < expected; ++turn) {
+    if (poller.wait(patience).empty()) break;
+    CHECK(accept(listener).exhausted());
+    while (turned_away <= expected && reserve.shed(listener, "full\n"))
+      ++turned_away;
+  }
+  return turned_away;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "P15 with a Reserve, who comes when descriptors are out is told why: in "
+    "both modes no client is stranded, and no wait spins") {
+  for (const Address& address : {loopback, *Address::parse("unix:")}) {
+    for (const Mode mode : {Mode::level, Mode::edge}) {
+      CAPTURE(to_string(mode));
+      const Fd listener = listen(address);
+      const Address there = local_address(listener);
+      Poller poller;
+      poller.add(listener, Token{1}, Interest::readable, mode);
+      std::array<Fd, 3> clients;
+      for (Fd& client : clients) client = unconnected(address);
+      Reserve reserve;
+      const NoDescriptors none;
+
+      connect_to(there, clients[0]);
+      connect_to(there, clients[1]);
+      CHECK(turn_away(poller, listener, reserve, 2) == 2);
+      CHECK(poller.wait(0ms).empty());
+      connect_to(there, clients[2]);
+      CHECK(turn_away(poller, listener, reserve, 1) == 1);
+      CHECK(poller.wait(0ms).empty());
+      for (const Fd& client : clients) CHECK(is_told(client, "full\n"));
+      CHECK(lowest_free_descriptor() == -1);  // the reserve is held again
+    }
+  }
+}
+
+TEST_CASE("P15 who had sent something before is told why, and not reset") {
+  const Fd listener = listen(loopback);
+  const Fd client = client_of(listener);
+  send_all(client, std::string(20'000, 'x'));
+  REQUIRE(has_arrived(client));
+  REQUIRE(becomes_readable(listener));
+  Reserve reserve;
+  CHECK(reserve.shed(listener, "full\n"));
+  CHECK(is_told(client, "full\n"));
+}
+
+TEST_CASE("shed takes one client, the one who waits longest") {
+  const Fd listener = listen(loopback);
+  const Fd first = client_of(listener);
+  REQUIRE(becomes_readable(listener));
+  const Fd second = client_of(listener);
+  Reserve reserve;
+  CHECK(reserve.shed(listener, "full\n"));
+  CHECK(is_told(first, "full\n"));
+  CHECK(accept_soon(listener).peer == local_address(second));
+}
+
+TEST_CASE("shed without a reason only closes") {
+  const Fd listener = listen(loopback);
+  const Fd client = client_of(listener);
+  REQUIRE(becomes_readable(listener));
+  Reserve reserve;
+  CHECK(reserve.shed(listener, ""));
+  CHECK(is_told(client, ""));
+}
+
+TEST_CASE("P15 shed is false while nobody waits, and the reserve is kept") {
+  const Fd listener = listen(loopback);
+  Reserve reserve;
+  CHECK_FALSE(reserve.shed(listener, "full\n"));
+  CHECK_FALSE(reserve.shed(FdView{-1}, "full\n"));
+  const NoDescriptors none;
+  for (int turn = 0; turn < 3; ++turn) {
+    CHECK_FALSE(reserve.shed(listener, "full\n"));
+    CHECK(lowest_free_descriptor() == -1);
+  }
+}
+
+TEST_CASE("shed passes over who is gone already") {
+  const Fd listener = listen(loopback);
+  const Fd client = client_of(listener);
+  REQUIRE(becomes_readable(listener));
+  Reserve reserve;
+  spy::before_accept = spy::BeforeAccept::abort;
+  CHECK(reserve.shed(listener, "full\n"));
+  CHECK(is_told(client, "full\n"));
+}
+
+TEST_CASE("P25 shed of a client that is gone already kills nobody") {
+  const int code = run_in_child([] {
+    std::signal(SIGPIPE, SIG_DFL);
+    const Fd listener = listen(*Address::parse("unix:"));
+    Reserve reserve;
+    { const Connected client = connect(local_address(listener)); }
+    return reserve.shed(listener, "full\n") ? 0 : 1;
+  });
+  CHECK(code == 0);
+}
+
+TEST_CASE("P15 if another takes the reserve, the client goes on waiting") {
+  const Fd listener = listen(loopback);
+  const Fd client = client_of(listener);
+  REQUIRE(becomes_readable(listener));
+  Reserve reserve;
+  const NoDescriptors none;
+  spy::before_accept = spy::BeforeAccept::theft;
+  CHECK_FALSE(reserve.shed(listener, "full\n"));
+  REQUIRE(static_cast<bool>(spy::stolen));
+  CHECK_FALSE(reserve.shed(listener, "full\n"));
+  spy::stolen.reset();
+  CHECK(reserve.shed(listener, "full\n"));
+  CHECK(is_told(client, "full\n"));
+  CHECK(lowest_free_descriptor() == -1);  // and the reserve is back
+}
+
+TEST_CASE("a reserve that cannot be had is refused by name") {
+  const Thrown thrown = thrown_by([] {
+    const NoDescriptors none;
+    const Reserve reserve;
+  });
+  CHECK(thrown.text == "reserve a descriptor: Too many open files");
+}
+
+TEST_CASE(
+    "P15 after exhausted, modify reports all who wait, in both modes, and "
+    "until then no wait spins") {
+  for (const Mode mode : {Mode::level, Mode::edge}) {
+    CAPTURE(to_string(mode));
+    const Fd listener = listen(loopback);
+    Poller poller;
+    poller.add(listener, Token{1}, Interest::readable, mode);
+    const Fd first = client_of(listener);
+    const Fd second = client_of(listener);
+    std::array<Fd, 2> others{Fd{::dup(0)}, Fd{::dup(0)}};
+    const NoDescriptors none;
+
+    REQUIRE(poller.wait(patience).size() == 1);
+    CHECK(accept(listener).exhausted());
+    if (mode == Mode::level)
+      poller.modify(listener, Token{1}, Interest::none, mode);
+    CHECK(poller.wait(0ms).empty());
+    for (Fd& other : others) other.reset();
+    CHECK(poller.wait(0ms).empty());
+    poller.modify(listener, Token{1}, Interest::readable, mode);
+    REQUIRE(poller.wait(patience).size() == 1);
+    const Accepted one = accept(listener);
+    CHECK(one.peer == local_address(first));
+    const Accepted two = accept_soon(listener);
+    CHECK(two.peer == local_address(second));
+  }
+}
+
 TEST_CASE("P16 an edge stands for all who wait: accept until it would block") {
   const Fd listener = listen(loopback);
   Poller poller;
@@ -455,6 +751,59 @@ TEST_CASE(
   REQUIRE(becomes_writable(third.fd));
   result = finish_connect(third.fd);
   CHECK(result.ok());
+}
+
+TEST_CASE("P23 a connection that nobody answers is timed out") {
+  const Fd listener = listen(loopback, {.backlog = 0});
+  // Linux queues one more than the backlog, and drops who comes then.
+  const Fd queued = client_of(listener);
+  const Connected connected = connect(local_address(listener));
+  REQUIRE(connected.in_progress());
+  // The kernel gives up when it would try again, a second later.
+  constexpr int milliseconds = 1;
+  REQUIRE(::setsockopt(connected.fd.get(), IPPROTO_TCP, TCP_USER_TIMEOUT,
+                       &milliseconds, sizeof milliseconds) == 0);
+  REQUIRE(becomes_writable(connected.fd));
+  const ConnectResult result = finish_connect(connected.fd);
+  CHECK(result.timed_out());
+  CHECK(result.failed());
+  CHECK_FALSE(result.refused());
+  CHECK_FALSE(result.in_progress());
+  CHECK(result.error == ETIMEDOUT);
+  CHECK_FALSE(finish_connect(connected.fd).ok());  // told once, and final
+}
+
+TEST_CASE("P23 each error of connect is what the caller can do about it") {
+  const auto classify = [](int error) {
+    const ConnectResult result = detail::classify_connect_error(error);
+    const bool told = result.error == (result.failed() ? error : 0);
+    CHECK(told);
+    return result.status;
+  };
+  CHECK(classify(0) == ConnectStatus::connected);
+  CHECK(classify(EINPROGRESS) == ConnectStatus::in_progress);
+  CHECK(classify(EINTR) == ConnectStatus::in_progress);
+  CHECK(classify(ECONNREFUSED) == ConnectStatus::refused);
+  CHECK(classify(ENOENT) == ConnectStatus::refused);
+  CHECK(classify(ETIMEDOUT) == ConnectStatus::timed_out);
+  for (const int error : {EAGAIN, EACCES, ENETUNREACH, EHOSTUNREACH, EMFILE,
+                          EADDRNOTAVAIL, ECONNRESET, EPROTOTYPE})
+    CHECK(classify(error) == ConnectStatus::failed);
+}
+
+TEST_CASE("P23 each status of connect answers to its own question") {
+  const auto answers = [](ConnectStatus status) {
+    const ConnectResult result{status, 0};
+    return std::vector<bool>{result.ok(), result.in_progress(),
+                             result.refused(), result.timed_out(),
+                             result.failed()};
+  };
+  using Answers = std::vector<bool>;
+  CHECK(answers(ConnectStatus::connected) == Answers{1, 0, 0, 0, 0});
+  CHECK(answers(ConnectStatus::in_progress) == Answers{0, 1, 0, 0, 0});
+  CHECK(answers(ConnectStatus::refused) == Answers{0, 0, 1, 0, 1});
+  CHECK(answers(ConnectStatus::timed_out) == Answers{0, 0, 0, 1, 1});
+  CHECK(answers(ConnectStatus::failed) == Answers{0, 0, 0, 0, 1});
 }
 
 TEST_CASE("connect fails at once for what cannot be connected to") {
