@@ -1092,8 +1092,9 @@ class Address {
                        (family == AF_INET6 && size == sizeof address.raw_.v6) ||
                        (family == AF_UNIX && size <= sizeof address.raw_);
     if (!known) return address;
-    std::memcpy(static_cast<void*>(&address.raw_), native, size);
-    address.size_ = size;
+    // The kernel counts a NUL behind a path that fills all of sun_path, but takes none: unix(7).
+    address.size_ = std::min<::socklen_t>(size, sizeof address.raw_.un);
+    std::memcpy(static_cast<void*>(&address.raw_), native, address.size_);
     return address;
   }
 
