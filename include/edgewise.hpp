@@ -141,7 +141,7 @@ namespace detail {
 // Repeats a system call that a signal handler has interrupted, and returns what it returned. errno
 // is the call's own.
 template <class Call>
-auto retry_on_eintr(Call call) noexcept {
+[[gnu::always_inline]] inline auto retry_on_eintr(Call call) noexcept {
   auto result = call();
   while (result < 0 && errno == EINTR) result = call();
   return result;
@@ -175,7 +175,8 @@ struct [[nodiscard]] IoResult {
 // For a log: "5000 bytes, would block", "end of stream", "failed: Connection reset by peer".
 inline std::string to_string(const IoResult& result) {
   std::string text;
-  if (result.bytes > 0 || result.ok()) text = std::to_string(result.bytes) + " bytes";
+  if (result.bytes > 0 || result.ok())
+    text = std::to_string(result.bytes) + (result.bytes == 1 ? " byte" : " bytes");
   if (result.ok()) return text;
   if (!text.empty()) text += ", ";
   if (result.would_block()) return text + "would block";
@@ -422,9 +423,10 @@ constexpr std::chrono::nanoseconds clamp(std::chrono::duration<Rep, Period> time
 // its own. See epoll(7), epoll_ctl(2), epoll_wait(2).
 class Poller {
  public:
+  Poller() : Poller(256) {}
   // `batch` is the most events that one wait hands out. If more are ready, the kernel takes them in
   // turn, so none starves however small the batch.
-  explicit Poller(std::size_t batch = 256) : epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
+  explicit Poller(std::size_t batch) : epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
     if (const int error = errno; !epoll_) detail::fail(error, {"create a poller"});
     if (batch == 0 || batch > INT_MAX / sizeof(Event))
       detail::fail(EINVAL, {"create a poller with a batch of ", std::to_string(batch), " events"});
@@ -471,8 +473,9 @@ class Poller {
   // Waits for at least one event, for as long as that takes.
   Events wait() & {
     for (;;) {
-      const int ready = collect(nullptr);
+      const int ready = ::epoll_wait(epoll_.get(), raw_events(), static_cast<int>(batch_), -1);
       if (ready >= 0) return events(ready);
+      check_interrupted();
     }
   }
 
@@ -520,7 +523,8 @@ class Poller {
     if (error == EEXIST) hint = " (it was added before: modify or set it)";
     if (error == ENOENT) hint = " (it was never added: add or set it)";
     if (error == EBADF) hint = " (it is not open)";
-    if (error == EINVAL) hint = " (it is a poller itself, or was added with Mode::exclusive)";
+    if (error == EINVAL)
+      hint = " (it is this poller itself, or was added with Mode::exclusive: remove and add it)";
     if (error == EPERM)
       hint = " (a regular file or the like is always ready: do not add it, just read or write it)";
     if (error == ENOSPC) hint = " (the limit fs.epoll.max_user_watches is reached)";
@@ -543,42 +547,37 @@ class Poller {
     using std::chrono::steady_clock;
     const auto start = steady_clock::now();
     for (auto left = limit;; left = std::max(start + limit - steady_clock::now(), limit.zero())) {
-      const int ready = collect(&left);
+      const int ready = collect(left);
       if (ready >= 0) return events(ready);
     }
   }
 
   // One system call. Returns the number of events, or -1 where the caller has to wait on for the
   // rest of its time.
-  int collect(const std::chrono::nanoseconds* timeout) {
+  int collect(std::chrono::nanoseconds timeout) {
     if (precise_) {
       const int ready = epoll_pwait2(timeout);
       if (ready >= 0) return ready;
       // Old kernels answer ENOSYS; so do, or with EPERM, old sandboxes.
       precise_ = errno != ENOSYS && errno != EPERM;
-      if (precise_) return interrupted();
+      if (precise_) return check_interrupted();
     }
     // Rounded up: rounding down would spin through the last millisecond.
-    const std::int64_t limit = timeout != nullptr ? (timeout->count() + 999'999) / 1'000'000 : -1;
+    const std::int64_t limit = (timeout.count() + 999'999) / 1'000'000;
     const bool clamped = limit > INT_MAX;
     const int ready = ::epoll_wait(epoll_.get(), raw_events(), static_cast<int>(batch_),
                                    clamped ? INT_MAX : static_cast<int>(limit));
-    if (ready < 0) return interrupted();
+    if (ready < 0) return check_interrupted();
     return ready == 0 && clamped ? -1 : ready;
   }
 
   // Through syscall(2), since a C library may lack it where the kernel has it.
-  int epoll_pwait2(const std::chrono::nanoseconds* timeout) noexcept {
+  int epoll_pwait2(std::chrono::nanoseconds timeout) noexcept {
 #ifdef SYS_epoll_pwait2
     // The kernel's own timespec, 64 bits wide on 32-bit machines too.
-    struct {
-      std::int64_t seconds, nanoseconds;
-    } limit{};
-    if (timeout != nullptr)
-      limit = {timeout->count() / 1'000'000'000, timeout->count() % 1'000'000'000};
+    const std::int64_t limit[]{timeout.count() / 1'000'000'000, timeout.count() % 1'000'000'000};
     return static_cast<int>(::syscall(SYS_epoll_pwait2, epoll_.get(), raw_events(),
-                                      static_cast<int>(batch_),
-                                      timeout != nullptr ? &limit : nullptr, nullptr, 0));
+                                      static_cast<int>(batch_), limit, nullptr, 0));
 #else
     static_cast<void>(timeout);
     errno = ENOSYS;
@@ -591,7 +590,8 @@ class Poller {
     return {reinterpret_cast<const Event*>(memory_.get()), static_cast<std::size_t>(count)};
   }
 
-  static int interrupted() {
+  // Throws, unless a signal handler is the reason why a wait has failed: then -1, to wait on.
+  static int check_interrupted() {
     if (const int error = errno; error != EINTR) detail::fail(error, {"poller: wait"});
     return -1;
   }
@@ -668,7 +668,8 @@ class Waker : public detail::Source {
 // Readable when time is up, once or again and again. On the monotonic clock, which nobody sets and
 // which stands still while the machine sleeps.
 //
-// A time that is zero, negative or past is up at once; more than a century counts as a century.
+// A time that is zero, negative or past is up at once; a delay or period of more than a century
+// counts as a century, or as 68 years where time_t has 32 bits.
 // Cost: a descriptor; one system call each. Errors: only the constructor throws.
 // See timerfd_create(2).
 class Timer : public detail::Source {
@@ -725,7 +726,8 @@ class Timer : public detail::Source {
 // The constructor blocks them for this thread, and for the threads and processes that it starts
 // afterwards: so make this before the first thread. They stay blocked when this is gone, lest a
 // second SIGTERM end a shutdown half-way; a program that you exec inherits that (sigprocmask(2)).
-// Signals of the same number that come before you look are one. After fork(2), the child makes a
+// Signals of the same number that come before you look are one, but real-time signals queue. After
+// fork(2), the child makes a
 // Signals of its own: this one's readiness in an inherited Poller is the parent's.
 //
 // Cost: a descriptor; one system call each. Errors: only the constructor throws, also for SIGKILL
@@ -770,7 +772,9 @@ struct ExitStatus {
 // stays readable. Destroying it neither ends nor reaps the process.
 //
 // Cost: a descriptor; one system call each. Errors: only the constructor throws, with ESRCH if
-// there is no such process, and ENOSYS before Linux 5.4. See pidfd_open(2), waitid(2).
+// there is no such process, and ENOSYS before Linux 5.3; reap needs 5.4. While a program ignores
+// SIGCHLD, the kernel reaps its children itself, and reap finds nothing. See pidfd_open(2),
+// waitid(2).
 class Child : public detail::Source {
  public:
   explicit Child(::pid_t pid)
@@ -793,7 +797,7 @@ class Child : public detail::Source {
   }
 
   // Sends a signal. Unlike kill(2) it never hits a stranger who got the same number since. False if
-  // the process has been reaped, or is not yours to signal.
+  // the process has been reaped or is not yours to signal, or there is no such signal.
   bool kill(int signal) noexcept {
     return ::syscall(SYS_pidfd_send_signal, fd_.get(), signal, nullptr, 0) == 0;
   }
@@ -821,10 +825,10 @@ class Child : public detail::Source {
 // All its tokens are 2^32 or more, so smaller ones are yours, for the listener and the like. Values
 // stay where they are until erased: pointers to them stay good, whatever else comes and goes.
 //
-// Cost: find is two array look-ups and a comparison. 8 bytes a slot besides the value. Slots are
-// allocated in chunks of 64, 128 and so on, and used again, but not freed before the Slab is. A
-// walk visits every slot that was ever in use. Errors: emplace throws what the value's constructor
-// throws, or bad_alloc.
+// Cost: find is two array look-ups and a comparison. 8 bytes a slot besides the value and what its
+// alignment adds. Slots are allocated 64 at a time and used again, but not freed before the Slab
+// is. A walk visits every slot that was ever in use. Errors: emplace throws what the value's
+// constructor throws, or bad_alloc.
 template <class T>
 class Slab {
   template <class Value>
@@ -843,51 +847,56 @@ class Slab {
   Slab& operator=(const Slab&) = delete;
   ~Slab() {
     clear();
-    for (std::size_t chunk = 0; chunk < std::size(chunks_); ++chunk)
-      if (chunks_[chunk] != nullptr) Allocator().deallocate(chunks_[chunk], first_chunk << chunk);
+    for (std::size_t first = 0; first < used_; first += chunk_size)
+      std::allocator<Slot>().deallocate(chunks_[first / chunk_size], chunk_size);
+    delete[] chunks_;
   }
 
   // Makes a value of the arguments, in the slot that was free last.
   template <class... Arguments>
   Entry<T> emplace(Arguments&&... arguments) {
-    const bool grows = free_ == none;
-    const std::uint32_t index = grows ? used_ : free_;
-    Slot& slot = grows ? new_slot(index) : slot_at(index);
+    // Taken before the constructor runs, which may throw, or use this Slab itself.
+    Vacancy vacancy(*this);
+    Slot& slot = slot_at(vacancy.index);
+    // An aggregate's other members have their defaults.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
     if constexpr (std::is_constructible_v<T, Arguments...>) {
       ::new (static_cast<void*>(&slot.value)) T(std::forward<Arguments>(arguments)...);
     } else {
       ::new (static_cast<void*>(&slot.value)) T{std::forward<Arguments>(arguments)...};
     }
-    if (grows) {
-      ++used_;
-    } else {
-      free_ = slot.next_free;
-    }
-    ++slot.generation;
+#pragma GCC diagnostic pop
+    slot.token = to_token(slot.generation() + 1, std::exchange(vacancy.index, none));
     ++size_;
-    return {token_of(index), slot.value};
+    return {slot.token, slot.value};
   }
 
   // The value, or nullptr if it was erased, or the token is none of this Slab's.
-  T* find(Token token) noexcept { return holds(token) ? &slot_at(index_of(token)).value : nullptr; }
+  T* find(Token token) noexcept {
+    Slot* const slot = slot_of(token);
+    return slot != nullptr ? &slot->value : nullptr;
+  }
   const T* find(Token token) const noexcept {
-    return holds(token) ? &slot_at(index_of(token)).value : nullptr;
+    const Slot* const slot = slot_of(token);
+    return slot != nullptr ? &slot->value : nullptr;
   }
 
   // Destroys the value. False if there was none. Fine during a walk.
-  bool erase(Token token) noexcept {
-    if (!holds(token)) return false;
-    Slot& slot = slot_at(index_of(token));
-    ++slot.generation;
+  [[gnu::noinline]] bool erase(Token token) noexcept {  // so that callers stay lean
+    Slot* const slot = slot_of(token);
+    if (slot == nullptr) return false;
+    slot->token = to_token(slot->generation() + 1, none);
     --size_;
-    slot.value.~T();
+    slot->value.~T();
     // A slot whose generations are used up is retired, lest a token come again.
-    if (slot.generation != 0) slot.next_free = std::exchange(free_, index_of(token));
+    if (slot->generation() != 0) give_back(index_of(token));
     return true;
   }
 
   void clear() noexcept {
-    for (const auto& entry : *this) erase(entry.token);
+    while (!empty())  // a destructor may have emplaced another
+      for (const auto& entry : *this) erase(entry.token);
   }
 
   std::size_t size() const noexcept { return size_; }
@@ -900,7 +909,7 @@ class Slab {
   End end() const noexcept { return {}; }
 
  private:
-  static constexpr std::size_t first_chunk = 64;  // slots; each further chunk has twice as many
+  static constexpr std::uint32_t chunk_size = 64;  // slots
   static constexpr std::uint32_t none = UINT32_MAX;
 
   // NOLINTNEXTLINE(cppcoreguidelines-special-member-functions): never copied
@@ -908,11 +917,29 @@ class Slab {
     Slot() noexcept {}  // NOLINT(modernize-use-equals-default): the union forbids it
     ~Slot() {}          // NOLINT(modernize-use-equals-default)
 
+    std::uint32_t generation() const noexcept {
+      return static_cast<std::uint32_t>(static_cast<std::uint64_t>(token) >> 32);
+    }
+    bool occupied() const noexcept { return generation() % 2 == 1; }
+
     union {
       T value;
     };
-    std::uint32_t generation = 0;  // odd while there is a value
-    std::uint32_t next_free = none;
+    // Its value's token; of a free slot, whose generation is even, the lower half is the index of
+    // the next free one. So no free slot has a token that names the slot itself.
+    Token token = to_token(0, none);
+  };
+
+  // A free slot, taken out of the list; it goes back unless a value keeps it.
+  // NOLINTNEXTLINE(cppcoreguidelines-special-member-functions): never copied
+  struct Vacancy {
+    explicit Vacancy(Slab& owner) : slab(owner), index(owner.take_free()) {}
+    ~Vacancy() {
+      if (index != none) slab.give_back(index);
+    }
+
+    Slab& slab;
+    std::uint32_t index;
   };
 
   template <class Value>
@@ -921,52 +948,77 @@ class Slab {
     using Owner = std::conditional_t<std::is_const_v<Value>, const Slab, Slab>;
     explicit Iterator(Owner* slab) noexcept : slab_(slab) { skip_free(); }
 
-    Entry<Value> operator*() const noexcept {
-      return {slab_->token_of(index_), slab_->slot_at(index_).value};
-    }
+    Entry<Value> operator*() const noexcept { return {slot_->token, slot_->value}; }
     Iterator& operator++() noexcept {
-      ++index_;
+      ++slot_;
       skip_free();
       return *this;
     }
-    bool operator!=(End) const noexcept { return index_ < slab_->used_; }
+    bool operator!=(End) const noexcept { return slot_ != nullptr; }
 
    private:
     void skip_free() noexcept {
-      while (index_ < slab_->used_ && slab_->slot_at(index_).generation % 2 == 0) ++index_;
+      while ((slot_ != chunk_end_ || enter_next_chunk()) && !slot_->occupied()) ++slot_;
+    }
+    bool enter_next_chunk() noexcept {
+      slot_ = nullptr;
+      if (next_ >= slab_->used_) return false;
+      slot_ = slab_->chunks_[next_ / chunk_size];
+      chunk_end_ = slot_ + std::min<std::size_t>(chunk_size, slab_->used_ - next_);
+      next_ += chunk_size;
+      return true;
     }
 
     Owner* slab_;
-    std::uint32_t index_ = 0;
+    Slot* slot_ = nullptr;  // at the end again
+    Slot* chunk_end_ = nullptr;
+    std::size_t next_ = 0;  // the first index of the next chunk
   };
 
-  using Allocator = std::allocator<Slot>;
-
-  // Chunk k begins with slot 64 * (2^k - 1).
-  static std::size_t chunk_of(std::size_t index) noexcept {
-    return static_cast<std::size_t>(std::bit_width(index / first_chunk + 1)) - 1;
+  static Token to_token(std::uint32_t generation, std::uint32_t index) noexcept {
+    return Token{std::uint64_t{generation} << 32 | index};
   }
-  Slot& slot_at(std::size_t index) const noexcept {
-    const std::size_t chunk = chunk_of(index);
-    return chunks_[chunk][index + first_chunk - (first_chunk << chunk)];
-  }
-  // A slot that never was in use. Its memory was not touched before.
-  Slot& new_slot(std::size_t index) {
-    Slot*& chunk = chunks_[chunk_of(index)];
-    if (chunk == nullptr) chunk = Allocator().allocate(first_chunk << chunk_of(index));
-    return *::new (static_cast<void*>(&slot_at(index))) Slot();
-  }
-
   static std::uint32_t index_of(Token token) noexcept { return static_cast<std::uint32_t>(token); }
-  Token token_of(std::uint32_t index) const noexcept {
-    return Token{std::uint64_t{slot_at(index).generation} << 32 | index};
+
+  Slot& slot_at(std::uint32_t index) const noexcept {
+    return chunks_[index / chunk_size][index % chunk_size];
   }
-  bool holds(Token token) const noexcept {
-    return index_of(token) < used_ && token_of(index_of(token)) == token &&
-           slot_at(index_of(token)).generation % 2 == 1;
+  // The slot that a token's value is in, or nullptr.
+  Slot* slot_of(Token token) const noexcept {
+    if (index_of(token) >= used_) return nullptr;
+    Slot& slot = slot_at(index_of(token));
+    return slot.token == token ? &slot : nullptr;
   }
 
-  Slot* chunks_[27] = {};
+  std::uint32_t take_free() {
+    if (free_ == none) return new_slot();
+    return std::exchange(free_, index_of(slot_at(free_).token));
+  }
+
+  void give_back(std::uint32_t index) noexcept {
+    Slot& slot = slot_at(index);
+    slot.token = to_token(slot.generation(), std::exchange(free_, index));
+  }
+
+  // One that never was in use. Its memory was not touched before.
+  std::uint32_t new_slot() {
+    if (used_ % chunk_size == 0) add_chunk();
+    ::new (static_cast<void*>(&slot_at(used_))) Slot();
+    return used_++;
+  }
+
+  // The table of chunks has as many places as the power of two that is next.
+  void add_chunk() {
+    const std::size_t count = used_ / chunk_size;
+    if (std::has_single_bit(count) || count == 0) {
+      auto** const chunks = new Slot*[count == 0 ? 1 : 2 * count];
+      if (count > 0) std::memcpy(chunks, chunks_, count * sizeof *chunks);
+      delete[] std::exchange(chunks_, chunks);
+    }
+    chunks_[count] = std::allocator<Slot>().allocate(chunk_size);
+  }
+
+  Slot** chunks_ = nullptr;
   std::uint32_t used_ = 0;  // slots that ever had a value: all below this index
   std::uint32_t free_ = none;
   std::size_t size_ = 0;
@@ -1095,6 +1147,12 @@ class Address {
     // The kernel counts a NUL behind a path that fills all of sun_path, but takes none: unix(7).
     address.size_ = std::min<::socklen_t>(size, sizeof address.raw_.un);
     std::memcpy(static_cast<void*>(&address.raw_), native, address.size_);
+    // And programs often pass all of a sockaddr_un, whatever the path's length.
+    if (family == AF_UNIX && size > path_offset && address.raw_.un.sun_path[0] != '\0') {
+      const std::size_t most = address.size_ - path_offset;
+      const std::size_t path = ::strnlen(address.raw_.un.sun_path, most);
+      address.size_ = static_cast<::socklen_t>(path_offset + std::min(path + 1, most));
+    }
     return address;
   }
 
@@ -1185,9 +1243,9 @@ inline bool set_options(FdView socket, std::initializer_list<SocketOption> optio
 inline bool set_tcp_options(FdView socket, bool no_delay,
                             std::chrono::seconds keep_alive) noexcept {
   constexpr std::int64_t most = 32'767;  // the kernel's limit
-  const int seconds = static_cast<int>(std::min<std::int64_t>(keep_alive.count(), most));
+  const int seconds = static_cast<int>(std::clamp<std::int64_t>(keep_alive.count(), 0, most));
   return set_options(socket, {{IPPROTO_TCP, TCP_NODELAY, no_delay ? 1 : 0}}) &&
-         (seconds <= 0 || set_options(socket, {{SOL_SOCKET, SO_KEEPALIVE, 1},
+         (seconds == 0 || set_options(socket, {{SOL_SOCKET, SO_KEEPALIVE, 1},
                                                {IPPROTO_TCP, TCP_KEEPIDLE, seconds},
                                                {IPPROTO_TCP, TCP_KEEPINTVL, seconds}}));
 }
@@ -1364,9 +1422,7 @@ class Reserve {
     const bool turned_away = client.ok();
     if (turned_away) {
       ::send(client.fd.get(), reason.data(), reason.size(), MSG_NOSIGNAL);
-      // Closing with bytes unread would send a reset, which can overtake the reason: so tell TCP to
-      // throw away what has come.
-      ::recv(client.fd.get(), nullptr, INT_MAX, MSG_TRUNC);
+      discard_input(client.fd);
       client.fd.reset();
     }
     fd_.reset(open_any());
@@ -1374,6 +1430,16 @@ class Reserve {
   }
 
  private:
+  // Closing with bytes unread would send a reset, which can overtake the reason. TCP throws them
+  // away when asked to (MSG_TRUNC, tcp(7)); from a Unix socket they are read, some 200 KiB at most
+  // unless the client has enlarged its buffer.
+  static void discard_input(FdView socket) noexcept {
+    ::recv(socket.get(), nullptr, INT_MAX, MSG_TRUNC);
+    std::array<char, 4096> room;
+    for (int reads = 0; reads < 64; ++reads)
+      if (::recv(socket.get(), room.data(), room.size(), 0) <= 0) return;
+  }
+
   static int open_any() noexcept { return ::open("/dev/null", O_RDONLY | O_CLOEXEC); }
 
   Fd fd_;
@@ -1470,16 +1536,17 @@ namespace detail {
 
 // What a system call's return value means; errno is still its own.
 inline IoResult moved(::ssize_t count) noexcept {
-  if (count >= 0) return {static_cast<std::size_t>(count), IoStatus::ok, 0};
+  if (count >= 0) [[likely]]
+    return {static_cast<std::size_t>(count), IoStatus::ok, 0};
   if (errno == EAGAIN) return {0, IoStatus::would_block, 0};
   return {0, IoStatus::failed, errno};
 }
 
 inline IoResult read(FdView fd, char* room, std::size_t size) noexcept {
   if (size == 0) return {};
-  const IoResult result = moved(retry_on_eintr([&] { return ::read(fd.get(), room, size); }));
-  if (result.ok() && result.bytes == 0) return {0, IoStatus::end_of_stream, 0};
-  return result;
+  const ::ssize_t count = retry_on_eintr([&] { return ::read(fd.get(), room, size); });
+  if (count == 0) return {0, IoStatus::end_of_stream, 0};
+  return moved(count);
 }
 
 // Pipes and the like have no MSG_NOSIGNAL. So SIGPIPE is blocked for this thread while it writes,
@@ -1505,9 +1572,11 @@ inline IoResult writev(FdView fd, const ::iovec* pieces, std::size_t count) noex
   ::msghdr message{};
   message.msg_iov = const_cast<::iovec*>(pieces);
   message.msg_iovlen = static_cast<decltype(message.msg_iovlen)>(count);  // int in musl
-  const IoResult result =
-      moved(retry_on_eintr([&] { return ::sendmsg(fd.get(), &message, MSG_NOSIGNAL); }));
-  return result.error == ENOTSOCK ? write_to_non_socket(fd, pieces, count) : result;
+  const ::ssize_t sent =
+      retry_on_eintr([&] { return ::sendmsg(fd.get(), &message, MSG_NOSIGNAL); });
+  if (sent >= 0 || errno != ENOTSOCK) [[likely]]
+    return moved(sent);
+  return write_to_non_socket(fd, pieces, count);
 }
 
 }  // namespace detail
@@ -1523,9 +1592,10 @@ inline IoResult read(FdView fd, std::span<char> room) noexcept {
 // sake of that promise. See send(2).
 inline IoResult write(FdView fd, std::string_view bytes) noexcept {
   if (bytes.empty()) return {};
-  const IoResult result = detail::moved(detail::retry_on_eintr(
-      [&] { return ::send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL); }));
-  if (result.error != ENOTSOCK) return result;
+  const ::ssize_t count = detail::retry_on_eintr(
+      [&] { return ::send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL); });
+  if (count >= 0 || errno != ENOTSOCK) [[likely]]
+    return detail::moved(count);
   const ::iovec piece{const_cast<char*>(bytes.data()), bytes.size()};
   return detail::write_to_non_socket(fd, &piece, 1);
 }
@@ -1553,8 +1623,8 @@ inline IoResult drain(FdView fd, std::span<char> room) noexcept {
 inline void shutdown_write(FdView socket) noexcept { ::shutdown(socket.get(), SHUT_WR); }
 
 // Sends one datagram to an address: all of it or nothing. On a connected socket, write does the
-// same without one. failed with EMSGSIZE: too long; with ECONNREFUSED: an earlier one found nobody.
-// See sendto(2), udp(7).
+// same without one, unless the datagram is empty. failed with EMSGSIZE: too long; with
+// ECONNREFUSED: an earlier one found nobody. See sendto(2), udp(7).
 inline IoResult send_to(FdView socket, std::string_view datagram, const Address& to) noexcept {
   return detail::moved(detail::retry_on_eintr([&] {
     return ::sendto(socket.get(), datagram.data(), datagram.size(), MSG_NOSIGNAL, to.data(),
@@ -1583,6 +1653,17 @@ inline IoResult send_fd(FdView socket, std::string_view bytes, FdView passed) no
       detail::retry_on_eintr([&] { return ::sendmsg(socket.get(), &message, MSG_NOSIGNAL); }));
 }
 
+namespace detail {
+
+inline bool is_stream(FdView socket) noexcept {
+  int type = SOCK_STREAM;
+  ::socklen_t length = sizeof type;
+  ::getsockopt(socket.get(), SOL_SOCKET, SO_TYPE, &type, &length);
+  return type == SOCK_STREAM;
+}
+
+}  // namespace detail
+
 // What has been received, with what came along.
 struct [[nodiscard]] Received : IoResult {
   Address from;            // a datagram's sender; unspecified on a stream
@@ -1610,6 +1691,8 @@ inline Received receive(FdView socket, std::span<char> room) noexcept {
                     Address(), Fd(), false};
   if (!received.ok()) return received;
   received.from = Address::from_native(reinterpret_cast<::sockaddr*>(&from), message.msg_namelen);
+  // Unlike TCP, a Unix stream names its peer each time.
+  if (received.from.family() == AF_UNIX && detail::is_stream(socket)) received.from = Address();
   received.truncated = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
   const ::cmsghdr* const header = CMSG_FIRSTHDR(&message);
   if (header != nullptr && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
@@ -1617,20 +1700,20 @@ inline Received receive(FdView socket, std::span<char> room) noexcept {
     std::memcpy(&number, CMSG_DATA(header), sizeof number);
     received.fd.reset(number);
   }
-  if (received.bytes > 0 || room.empty()) return received;
-  int type = SOCK_STREAM;
-  ::socklen_t length = sizeof type;
-  ::getsockopt(socket.get(), SOL_SOCKET, SO_TYPE, &type, &length);
-  if (type == SOCK_STREAM) received.status = IoStatus::end_of_stream;
+  if (received.bytes == 0 && !room.empty() && detail::is_stream(socket))
+    received.status = IoStatus::end_of_stream;
   return received;
 }
 
 // True for what a Poller can wait for. A regular file, a directory and /dev/null it refuses with
-// EPERM: they are always ready, so read or write them and do not wait. See epoll_ctl(2).
+// EPERM: they are always ready, so read or write them and do not wait. False also for what is not
+// open. One system call. See epoll_ctl(2).
 inline bool pollable(FdView fd) noexcept {
-  const Fd epoll{::epoll_create1(EPOLL_CLOEXEC)};
+  // Nothing can watch itself, but the kernel says so only after it has looked whether it could be
+  // watched at all. So no epoll instance is needed, for which no descriptor may be left.
   ::epoll_event event{};
-  return ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd.get(), &event) == 0 || errno != EPERM;
+  ::epoll_ctl(fd.get(), EPOLL_CTL_ADD, fd.get(), &event);
+  return errno != EPERM && errno != EBADF;
 }
 
 // Standard input, to be read without blocking and closed at will.
@@ -1658,7 +1741,7 @@ namespace detail {
 // The first block of a queue has FirstBlock bytes, and each thread keeps up to Spares of those for
 // its next queues. So up to Spares queues at once that need no more than that fill and empty all
 // day without an allocation, and still an empty one owns nothing.
-template <std::size_t FirstBlock, std::size_t Spares>
+template <std::size_t FirstBlock, std::uint32_t Spares>
 class ByteQueue {
  public:
   ByteQueue() noexcept = default;
@@ -1669,99 +1752,109 @@ class ByteQueue {
   }
   ByteQueue(const ByteQueue&) = delete;
   ByteQueue& operator=(const ByteQueue&) = delete;
-  ~ByteQueue() = default;
+  ~ByteQueue() { delete[] block_; }
 
   std::size_t size() const noexcept { return end_ - begin_; }
   bool empty() const noexcept { return begin_ == end_; }
-  std::string_view bytes() const noexcept { return {block_.get() + begin_, size()}; }
+  std::string_view bytes() const noexcept { return {block_ + begin_, size()}; }
 
   // Copies all of it to the end. False, and nothing changed: out of memory.
   bool append(std::string_view bytes) noexcept {
+    if (bytes.empty()) return true;  // perhaps nothing at nowhere: not for memcpy
     if (!reserve(bytes.size())) return false;
-    copy(bytes, block_.get() + end_);
+    std::memcpy(block_ + end_, bytes.data(), bytes.size());
     put(bytes.size());
     return true;
   }
 
   // The room behind the bytes, of which put declares a part as filled.
-  std::span<char> room() noexcept { return {block_.get() + end_, capacity_ - end_}; }
+  std::span<char> room() noexcept { return {block_ + end_, capacity_ - end_}; }
   void put(std::size_t count) noexcept { end_ += count; }
   void take(std::size_t count) noexcept { begin_ += count; }
 
   // Sees to room for `extra` bytes. False, and nothing changed: out of memory.
   bool reserve(std::size_t extra) noexcept {
     if (extra <= capacity_ - end_) return true;
-    const std::size_t needed = size() + extra;
-    // The bytes move to the front if that gains a quarter of their number, else to a block with a
-    // quarter to spare. So at most four are moved for each one put in: the cost is linear. A block
-    // that a peak has left much too large is changed for a smaller one.
-    const bool oversized = capacity_ > FirstBlock && needed < capacity_ / 8;
-    if (needed <= capacity_ && size() <= 4 * begin_ && !oversized) {
-      std::memmove(block_.get(), bytes().data(), size());
-    } else {
-      const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed + size() / 4));
-      Block block = new_block(capacity);
-      if (!block) return false;
-      copy(bytes(), block.get());
-      block_ = std::move(block);
-      capacity_ = capacity;
-    }
-    end_ -= begin_;
-    begin_ = 0;
+    if (capacity_ != 0 || extra > FirstBlock || spares.first == nullptr) return make_room(extra);
+    block_ = take_spare();
+    capacity_ = FirstBlock;
     return true;
   }
 
   // Forgets the bytes and parts with the memory.
   void reset() noexcept {
-    if (capacity_ == FirstBlock) keep_spare(std::move(block_));
-    block_.reset();
+    if (capacity_ == FirstBlock && (spares.room > 0 || spares.open())) {
+      keep_spare(block_);
+    } else {
+      delete[] block_;
+    }
+    block_ = nullptr;
     begin_ = end_ = capacity_ = 0;
   }
 
  private:
-  using Block = std::unique_ptr<char[]>;
-
   // A list that runs through the first bytes of the blocks. It has no destructor, so that static
-  // objects may still use queues when the main thread's thread-local objects are gone.
+  // objects may still use queues when the main thread's thread-local objects are gone: there is no
+  // room in it then.
   struct SpareList {
+    // At first there is no room either, so that who never keeps a block registers no destructor.
+    // False if that has been done.
+    [[gnu::noinline]] bool open() noexcept {
+      if (std::exchange(opened, true)) return false;
+      static thread_local const CloseAtThreadExit at_thread_exit;
+      static_cast<void>(at_thread_exit);
+      room = Spares;
+      return true;
+    }
+
     char* first;
-    std::size_t count;
-    bool closed;
+    std::uint32_t room;
+    bool opened;
   };
   static inline constinit thread_local SpareList spares{nullptr, 0, false};
 
   // NOLINTNEXTLINE(cppcoreguidelines-special-member-functions): one a thread, never copied
   struct CloseAtThreadExit {
     ~CloseAtThreadExit() {
-      while (spares.count > 0) take_spare();
-      spares.closed = true;
+      while (spares.first != nullptr) delete[] take_spare();
+      spares.room = 0;
     }
   };
 
-  static void keep_spare(Block block) noexcept {
-    if (spares.count == Spares || spares.closed) return;
-    static thread_local const CloseAtThreadExit at_thread_exit;
-    static_cast<void>(at_thread_exit);
-    std::memcpy(block.get(), &spares.first, sizeof spares.first);
-    spares.first = block.release();
-    ++spares.count;
+  static void keep_spare(char* block) noexcept {
+    std::memcpy(block, &spares.first, sizeof spares.first);
+    spares.first = block;
+    --spares.room;
   }
 
-  static Block take_spare() noexcept {
-    Block block(spares.first);
-    std::memcpy(&spares.first, block.get(), sizeof spares.first);
-    --spares.count;
+  static char* take_spare() noexcept {
+    char* const block = spares.first;
+    std::memcpy(&spares.first, block, sizeof spares.first);
+    ++spares.room;
     return block;
   }
 
-  // memcpy that may be given nothing to copy from nowhere.
-  static void copy(std::string_view bytes, char* to) noexcept {
-    if (!bytes.empty()) std::memcpy(to, bytes.data(), bytes.size());
-  }
-
-  static Block new_block(std::size_t capacity) noexcept {
-    if (capacity == FirstBlock && spares.count > 0) return take_spare();
-    return Block(new (std::nothrow) char[capacity]);
+  // Out of line, so that whoever appends keeps its registers.
+  [[gnu::noinline]] bool make_room(std::size_t extra) noexcept {
+    if (extra > SIZE_MAX / 4 - size()) return false;
+    const std::size_t needed = size() + extra;
+    // The bytes move to the front if that gains a quarter of their number, else to a block with a
+    // quarter to spare. So at most four are moved for each one put in: the cost is linear. A block
+    // that a peak has left much too large is changed for a smaller one.
+    const bool oversized = capacity_ > FirstBlock && needed < capacity_ / 8;
+    if (needed <= capacity_ && size() <= 4 * begin_ && !oversized) {
+      std::memmove(block_, bytes().data(), size());
+    } else {
+      const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed + size() / 4));
+      auto* const block = new (std::nothrow) char[capacity];
+      if (block == nullptr) return false;
+      if (!empty()) std::memcpy(block, bytes().data(), size());
+      delete[] std::exchange(block_, block);
+      capacity_ = capacity;
+    }
+    end_ -= begin_;
+    begin_ = 0;
+    return true;
   }
 
   void swap(ByteQueue& other) noexcept {
@@ -1771,7 +1864,7 @@ class ByteQueue {
     std::swap(capacity_, other.capacity_);
   }
 
-  Block block_;
+  char* block_ = nullptr;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
   std::size_t capacity_ = 0;
@@ -1839,12 +1932,22 @@ class MessageBuffer {
   }
 
   void forget_handed_out() noexcept {
-    if (std::exchange(partial_is_whole_, false)) partial_.clear();
+    if (!partial_is_whole_) return;
+    partial_is_whole_ = false;
+    partial_.clear();
+  }
+
+  // Everything has been handed out, but for what partial_ holds. Memory that a long message has
+  // left goes back when nothing, or a short piece, comes after it.
+  std::nullopt_t give_back() noexcept {
+    if (partial_.empty() && partial_.capacity() > std::string().capacity())
+      std::string().swap(partial_);
+    block_.reset();
+    return std::nullopt;
   }
 
   std::nullopt_t keep_partial() noexcept {
     const std::string_view bytes = block_.bytes();
-    // Memory that a long message has left goes back when a short piece, or nothing, comes after it.
     if (partial_.empty() && partial_.capacity() > 2 * bytes.size()) std::string().swap(partial_);
     partial_.append(bytes);
     block_.reset();
@@ -1885,8 +1988,9 @@ class MessageBuffer {
 // most twice that piece. Out of memory ends the program (noexcept).
 class LineBuffer : public detail::MessageBuffer<65536> {
  public:
+  LineBuffer() noexcept : LineBuffer(65536) {}
   // `max_line` bounds a line's bytes, newline included.
-  explicit LineBuffer(std::size_t max_line = 65536) noexcept
+  explicit LineBuffer(std::size_t max_line) noexcept
       : MessageBuffer(std::max<std::size_t>(max_line, 1)) {}
 
   // The next whole line, or nothing until more is read. The view is good until the next call of
@@ -1894,20 +1998,16 @@ class LineBuffer : public detail::MessageBuffer<65536> {
   [[nodiscard]] std::optional<std::string_view> next() noexcept {
     forget_handed_out();
     const std::string_view bytes = block_.bytes();
-    const char* newline = find_newline(bytes);
+    if (bytes.empty()) return give_back();
+    const void* const newline = std::memchr(bytes.data(), '\n', bytes.size());
     const std::size_t length =
-        newline != nullptr ? static_cast<std::size_t>(newline - bytes.data()) + 1 : bytes.size();
+        newline == nullptr
+            ? bytes.size()
+            : static_cast<std::size_t>(static_cast<const char*>(newline) - bytes.data()) + 1;
     // Without its newline a line of the greatest length is too long already.
-    const std::size_t limit = newline != nullptr ? longest_ : longest_ - 1;
-    if (partial_.size() + length > limit) return give_up();
+    if (partial_.size() + length + (newline == nullptr ? 1 : 0) > longest_) return give_up();
     if (newline == nullptr) return keep_partial();
     return hand_out(length);
-  }
-
- private:
-  static const char* find_newline(std::string_view bytes) noexcept {
-    if (bytes.empty()) return nullptr;
-    return static_cast<const char*>(std::memchr(bytes.data(), '\n', bytes.size()));
   }
 };
 
@@ -1922,14 +2022,16 @@ constexpr std::array<char, 4> frame_prefix(std::uint32_t length) noexcept {
 // LineBuffer, and nothing is searched.
 class FrameBuffer : public detail::MessageBuffer<65536> {
  public:
+  FrameBuffer() noexcept : FrameBuffer(65536) {}
   // `max_frame` bounds a frame's bytes, its prefix not included: believe no length before you have
   // looked at it.
-  explicit FrameBuffer(std::size_t max_frame = 65536) noexcept : MessageBuffer(max_frame) {}
+  explicit FrameBuffer(std::size_t max_frame) noexcept : MessageBuffer(max_frame) {}
 
   // The next whole frame, or nothing until more is read. The view is good until the next call of
   // next, fill or prepare.
   [[nodiscard]] std::optional<std::string_view> next() noexcept {
     forget_handed_out();
+    if (block_.empty()) return give_back();
     const std::size_t size = partial_.size() + block_.size();
     if (size < prefix_size) return keep_partial();
     const std::size_t length = frame_length();
@@ -1971,7 +2073,8 @@ struct WriteLimits {
 // else at most about twice what is queued, and at least 4 KiB.
 class WriteBuffer {
  public:
-  explicit WriteBuffer(WriteLimits limits = {}) noexcept : limits_(limits) {}
+  WriteBuffer() noexcept = default;
+  explicit WriteBuffer(WriteLimits limits) noexcept : limits_(limits) {}
 
   // Queues all of it, or nothing: false if the bound would be passed, or memory is out. Sends
   // nothing: gather what there is to say, then flush once.
@@ -1983,13 +2086,11 @@ class WriteBuffer {
   // full (epoll(7) says that a partial write is proof enough, in edge-triggered mode too): wait
   // until it is writable, and call again. Nothing is lost or sent twice.
   IoResult flush(FdView fd) noexcept {
-    IoResult result = write(fd, queue_.bytes());
+    const IoResult result = write(fd, queue_.bytes());
     queue_.take(result.bytes);
-    if (queue_.empty()) {
-      queue_.reset();
-    } else if (result.ok()) {
-      result.status = IoStatus::would_block;
-    }
+    if (!queue_.empty())
+      return result.ok() ? IoResult{result.bytes, IoStatus::would_block, 0} : result;
+    queue_.reset();
     return result;
   }
 
@@ -2017,10 +2118,12 @@ namespace detail {
 // Memory that is mapped twice in a row: what runs over its end goes on at its beginning.
 class MirroredMemory {
  public:
-  // Rounds up to whole pages. Without data, errno says why.
+  // Rounds up to whole pages, at least one. Without data, errno says why.
   explicit MirroredMemory(std::size_t size) noexcept {
+    errno = ENOMEM;
+    if (size > SIZE_MAX / 4) return;
     const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-    size_ = (std::clamp(size, page, SIZE_MAX / 4) + page - 1) / page * page;
+    size_ = (std::max<std::size_t>(size, 1) + page - 1) / page * page;
     const Fd file{::memfd_create("edgewise", MFD_CLOEXEC)};
     if (!file || ::ftruncate(file.get(), static_cast<::off_t>(size_)) != 0) return;
     // The whole range first, so that the halves land side by side.
@@ -2055,8 +2158,8 @@ class MirroredMemory {
 //
 //   BroadcastLog log{8 << 20};                      // bytes
 //   client.cursor = log.join();                     // hears what is appended from now on
-//   if (!log.append(line, &client.cursor)) ...      // to all but the client itself; or the log is
-//   full for (auto [token, client] : clients) log.flush(client.socket, client.cursor);
+//   if (!log.append(line, &client.cursor)) ...      // to all but the client itself; or it is full
+//   for (auto [token, client] : clients) log.flush(client.socket, client.cursor);
 //
 // The log is a ring of memory that is mapped twice in a row, so that any part of it lies in one
 // piece, across the seam too. Positions count the bytes since the beginning, and always:
@@ -2067,12 +2170,13 @@ class MirroredMemory {
 //   not sent.
 //
 // Cost: append copies once, however many peers there are. flush is one send(2), or one sendmsg(2)
-// where own bytes are left out. Finding out what is free looks at every cursor, at most once for
-// each round of flushes. A peer takes 48 bytes and a range 40, from a Slab; ranges count against
-// the capacity. Out of memory for those ends the program. An empty log starts again at the front of
-// the ring, where the cache is warm; memory that a backlog has touched stays with the log. Errors:
-// only the constructor throws. After fork(2) both processes would write into one ring: leave it to
-// one of them. The log must outlive its cursors. See mmap(2), memfd_create(2).
+// for every 16 pieces where own bytes are left out. Finding out what is free looks at every cursor,
+// and only after the slowest peer has moved. A peer and a range take 32 bytes each, from a Slab;
+// ranges count against the capacity. An empty log starts again at the front of the ring, where the
+// cache is warm; memory that a backlog has touched stays with the log. Errors: the constructor
+// throws std::system_error, and join bad_alloc; out of memory for ranges ends the program. After
+// fork(2) both processes would write into one ring: leave it to one of them. The log must outlive
+// its cursors. See mmap(2), memfd_create(2).
 class BroadcastLog {
   struct Range {
     std::uint64_t begin;
@@ -2095,8 +2199,9 @@ class BroadcastLog {
     Cursor(Cursor&& other) noexcept
         : log_(std::exchange(other.log_, nullptr)), peer_(other.peer_) {}
     Cursor& operator=(Cursor&& other) noexcept {
-      std::swap(log_, other.log_);
-      std::swap(peer_, other.peer_);
+      Cursor former(std::move(other));  // and then this one's own, which is left
+      std::swap(log_, former.log_);
+      std::swap(peer_, former.peer_);
       return *this;
     }
     Cursor(const Cursor&) = delete;
@@ -2120,7 +2225,7 @@ class BroadcastLog {
     Token peer_{0};
   };
 
-  // `capacity` is the most that the log ever holds, in bytes.
+  // `capacity` is the most that the log ever holds, in bytes, and may be 0: then it takes nothing.
   explicit BroadcastLog(std::size_t capacity) : capacity_(capacity), ring_(capacity) {
     if (const int error = errno; ring_.data() == nullptr)
       detail::fail(error, {"make a broadcast log of ", std::to_string(capacity), " bytes"});
@@ -2136,13 +2241,16 @@ class BroadcastLog {
   }
 
   // Queues all of it for everybody but the sender, or nothing: false if the log is too full. Sends
-  // nothing: gather what there is to say, then flush everybody once.
+  // nothing: gather what there is to say, then flush everybody once. A sender that is empty, or
+  // another log's, is nobody.
   [[nodiscard]] bool append(std::string_view bytes, const Cursor* sender = nullptr) noexcept {
-    Peer* const own = sender != nullptr ? peers_.find(sender->peer_) : nullptr;
-    const std::size_t note = own != nullptr && needs_range(*own) ? sizeof(Range) : 0;
-    if (bytes.size() + note > room()) return false;
     if (bytes.empty()) return true;
-    if (empty()) front_ = end_;
+    const bool is_peer = sender != nullptr && sender->log_ == this;
+    Peer* const own = is_peer ? peers_.find(sender->peer_) : nullptr;
+    const std::size_t note = own != nullptr && needs_range(*own) ? sizeof(Range) : 0;
+    const std::size_t most = room();
+    if (note > most || bytes.size() > most - note) return false;
+    if (oldest_ == end_) front_ = end_;  // as room has just found out
     std::memcpy(at(end_), bytes.data(), bytes.size());
     end_ += bytes.size();
     if (own != nullptr) leave_out(*own, end_ - bytes.size());
@@ -2154,7 +2262,7 @@ class BroadcastLog {
   // socket is full: wait until it is writable.
   IoResult flush(FdView fd, const Cursor& cursor, std::size_t budget = SIZE_MAX) noexcept {
     IoResult total;
-    if (cursor.log_ == nullptr) return total;
+    if (cursor.log_ != this) return total;
     Peer& peer = *peers_.find(cursor.peer_);
     while (total.ok() && peer.position != end_ && total.bytes < budget) {
       const Pieces pieces = pieces_ahead(peer, budget - total.bytes);
@@ -2194,6 +2302,7 @@ class BroadcastLog {
   std::uint64_t oldest() noexcept {
     if (at_oldest_ > 0) return oldest_;
     oldest_ = end_;
+    if (peers_.empty()) return end_;
     for (const auto& entry : peers_) {
       if (entry.value.position < oldest_) at_oldest_ = 0;
       oldest_ = std::min(oldest_, entry.value.position);

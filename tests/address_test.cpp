@@ -18,7 +18,7 @@ using namespace std::string_literals;
 
 static_assert(std::is_trivially_copyable_v<Address>);
 static_assert(sizeof(Address) == 116);
-static_assert(noexcept(Address::parse("")));
+static_assert(noexcept(Address::parse(std::string_view())));
 
 namespace {
 
@@ -241,6 +241,73 @@ TEST_CASE("what is of another family or size becomes unspecified") {
   CHECK(family_of(sizeof(::sockaddr_in6) - 1) == AF_UNSPEC);
   path.sun_family = AF_NETLINK;
   CHECK(family_of(12) == AF_UNSPEC);
+}
+
+TEST_CASE("of an IPv4 or IPv6 address, only the exact size is one") {
+  for (const char* text : {"127.0.0.1:8080", "[2001:db8::1]:443"}) {
+    CAPTURE(text);
+    const Address address = parsed(text);
+    ::sockaddr_storage storage{};
+    std::memcpy(&storage, address.data(), address.size());
+    for (::socklen_t size = 0; size <= sizeof storage; ++size) {
+      const Address copy =
+          Address::from_native(reinterpret_cast<::sockaddr*>(&storage), size);
+      const bool exact = size == address.size();
+      REQUIRE(copy == (exact ? address : Address()));
+      REQUIRE(copy.to_string() == (exact ? text : "unspecified"));
+    }
+  }
+}
+
+namespace {
+
+// A path as many programs hand it to system calls: the whole struct, zeros to
+// its end.
+Address from_padded(std::string_view path) {
+  ::sockaddr_un native{};
+  REQUIRE(path.size() <= sizeof native.sun_path);
+  native.sun_family = AF_UNIX;
+  std::memcpy(native.sun_path, path.data(), path.size());
+  return Address::from_native(reinterpret_cast<::sockaddr*>(&native),
+                              sizeof native);
+}
+
+}  // namespace
+
+TEST_CASE("a path padded with zeros is the path, of whatever length") {
+  for (std::size_t length = 1; length <= 107; ++length) {
+    CAPTURE(length);
+    const std::string path = '/' + std::string(length - 1, 'x');
+    const Address padded = from_padded(path);
+    REQUIRE(padded == parsed("unix:" + path));
+    REQUIRE(padded.size() == parsed("unix:" + path).size());
+    REQUIRE(padded.to_string() == "unix:" + path);
+    REQUIRE(parsed(padded.to_string()) == padded);
+  }
+  CHECK(from_padded("/a") != from_padded("/b"));
+}
+
+TEST_CASE(
+    "an abstract name keeps its zeros, since each of them is the name's") {
+  const Address padded = from_padded("\0rat"s);
+  CHECK(padded.size() == sizeof(::sockaddr_un));
+  CHECK(padded != parsed("unix:@rat"));
+  CHECK(padded.to_string() == "unix:@rat" + std::string(104, '\0'));
+}
+
+TEST_CASE("a path that leaves no room for a NUL is printed whole") {
+  const std::string path = '/' + std::string(107, 'x');
+  const Address address = from_padded(path);
+  CHECK(address.family() == AF_UNIX);
+  CHECK(address.to_string() == "unix:" + path);
+  // The kernel counts a NUL behind it, but takes none.
+  CHECK(address.size() == sizeof(::sockaddr_un));
+  ::sockaddr_storage storage{};
+  std::memcpy(&storage, address.data(), address.size());
+  CHECK(Address::from_native(reinterpret_cast<::sockaddr*>(&storage),
+                             sizeof(::sockaddr_un) + 1) == address);
+  CHECK(address != from_padded(path.substr(0, 107)));
+  CHECK_FALSE(Address::parse(address.to_string()));
 }
 
 TEST_CASE("what getaddrinfo finds becomes an address") {

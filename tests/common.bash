@@ -60,6 +60,18 @@ extra_options() {
   esac
 }
 
+# Prints the file $1, but no more than its first and last 30 lines.
+ends_of() {
+  awk -v most=30 '
+    NR <= most { print; next }
+    { last[NR % most] = $0 }
+    END {
+      if (NR > 2 * most) print "... (" NR - 2 * most " lines left out) ..."
+      for (line = (NR > 2 * most ? NR - most : most) + 1; line <= NR; ++line)
+        print last[line % most]
+    }' "$1"
+}
+
 # Starts a job, $2 and its arguments, once fewer than two run, and says how it
 # ended. $1 names it.
 jobs_started=0
@@ -76,7 +88,7 @@ start() {
       echo "ok       $name"
       touch "$job.ok"
     else
-      echo "FAILED   $name"$'\n'"$(head -n 40 "$job.output")"
+      echo "FAILED   $name"$'\n'"$(ends_of "$job.output")"
     fi
   } &
 }

@@ -3,7 +3,6 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 
 #include <string>
 #include <type_traits>
@@ -30,24 +29,6 @@ int open_something() {
   REQUIRE(descriptor >= 0);
   return descriptor;
 }
-
-// While it lives, no descriptor can be had.
-class NoDescriptors {
- public:
-  NoDescriptors() {
-    int lowest_free = 0;
-    while (is_open(lowest_free)) ++lowest_free;
-    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before_) == 0);
-    const ::rlimit none{static_cast<::rlim_t>(lowest_free), before_.rlim_max};
-    REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
-  }
-  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
-  NoDescriptors(const NoDescriptors&) = delete;
-  NoDescriptors& operator=(const NoDescriptors&) = delete;
-
- private:
-  ::rlimit before_{};
-};
 
 }  // namespace
 

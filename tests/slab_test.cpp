@@ -276,15 +276,15 @@ namespace {
 // To wear a slot out takes 2^31 tenants: half a minute with sanitizers. Here
 // the generation is set forward instead. The arguments of an explicit
 // instantiation may name private members, so this is ordinary C++.
-std::uint32_t& generation_of_first_slot(Slab<int>& slab);
+Token& token_of_first_slot(Slab<int>& slab);
 
-template <auto Chunks, auto Generation>
+template <auto Chunks, auto OwnToken>
 struct Reach {
-  friend std::uint32_t& generation_of_first_slot(Slab<int>& slab) {
-    return (slab.*Chunks)[0][0].*Generation;
+  friend Token& token_of_first_slot(Slab<int>& slab) {
+    return (slab.*Chunks)[0][0].*OwnToken;
   }
 };
-template struct Reach<&Slab<int>::chunks_, &Slab<int>::Slot::generation>;
+template struct Reach<&Slab<int>::chunks_, &Slab<int>::Slot::token>;
 
 }  // namespace
 
@@ -294,8 +294,9 @@ TEST_CASE("a slot whose generations are used up is retired") {
   const Token other = slab.emplace(2).token;
   slab.erase(slab.emplace(3).token);  // slot 1: slot 0 has a tenant
   slab.erase(other);
-  REQUIRE(generation_of_first_slot(slab) == 4);
-  generation_of_first_slot(slab) = UINT32_MAX - 3;
+  // The lower half is the next free slot's index.
+  REQUIRE(token_of_first_slot(slab) == token_of(4, 1));
+  token_of_first_slot(slab) = token_of(UINT32_MAX - 3, 1);
 
   const Token last_but_one = slab.emplace(4).token;
   CHECK(last_but_one == token_of(UINT32_MAX - 2, 0));
@@ -362,25 +363,28 @@ TEST_CASE("a value may be made from one that is in the Slab already") {
   for (auto [token, value] : slab) REQUIRE(value == text);
 }
 
-TEST_CASE("slots are allocated in chunks of 64, 128 and so on, and kept") {
+TEST_CASE("slots are allocated 64 at a time, and kept") {
   Slab<int> slab;
   const allocation_count::Since start;
   const auto allocations_for = [&](std::size_t size) {
     while (slab.size() < size) slab.emplace(0);
     return start.allocations();
   };
+  // The table of chunks grows to 1, 2, 4 and 8 places.
   CHECK(allocations_for(0) == 0);
-  CHECK(allocations_for(1) == 1);
-  CHECK(allocations_for(64) == 1);
-  CHECK(allocations_for(65) == 2);
-  CHECK(allocations_for(64 + 128) == 2);
-  CHECK(allocations_for(64 + 128 + 1) == 3);
-  CHECK(allocations_for(64 + 128 + 256) == 3);
-  CHECK(allocations_for(64 + 128 + 256 + 1) == 4);
-  CHECK(start.bytes() >= 960 * (8 + 4));
-  CHECK(start.bytes() <= 960 * (8 + 4) + 4 * 64);
+  CHECK(allocations_for(1) == 1 + 1);
+  CHECK(allocations_for(64) == 1 + 1);
+  CHECK(allocations_for(65) == 2 + 2);
+  CHECK(allocations_for(128) == 2 + 2);
+  CHECK(allocations_for(129) == 3 + 3);
+  CHECK(allocations_for(256) == 4 + 3);
+  CHECK(allocations_for(257) == 5 + 4);
+  // 16 bytes, or 12 where 64-bit numbers are aligned to 4.
+  constexpr long slot = sizeof(std::pair<int, Token>);
+  CHECK(start.bytes() >= 320 * slot);
+  CHECK(start.bytes() <= 320 * slot + 15 * long{sizeof(void*)} + 9 * 16);
   slab.clear();
-  CHECK(allocations_for(960) == 4);
+  CHECK(allocations_for(320) == 5 + 4);
 }
 
 TEST_CASE("once it has the slots, a Slab allocates nothing") {
@@ -477,6 +481,43 @@ TEST_CASE("no memory for a chunk: bad_alloc, and everything as it was") {
   CHECK(tokens_of(slab).empty());
   CHECK(slab.find(token_of(1, 0)) == nullptr);
   slab.clear();
+}
+
+namespace {
+
+// What a server keeps of its clients, made of nothing but the socket.
+struct Talker {
+  Fd socket;
+  LineBuffer lines;
+};
+struct Peer {
+  Fd socket;
+  LineBuffer lines;
+  FrameBuffer frames;
+  WriteBuffer out;
+  BroadcastLog::Cursor cursor;
+};
+
+}  // namespace
+
+TEST_CASE("an aggregate of a socket and buffers is made of the socket") {
+  auto ends = make_socketpair();
+  Slab<Talker> talkers;
+  auto [token, talker] = talkers.emplace(std::move(ends.near));
+  send_all(ends.far, "hello\n");
+  CHECK(talker.lines.fill(talker.socket).bytes == 6);
+  CHECK(talker.lines.next() == "hello\n");
+
+  Slab<Peer> peers;
+  Peer& peer = peers.emplace(std::move(talker.socket)).value;
+  CHECK(peer.out.append("and back"));
+  CHECK(peer.out.flush(peer.socket).ok());
+  CHECK(receive_some(ends.far) == "and back");
+  send_all(ends.far, {"\0\0\0\2hi", 6});
+  CHECK(peer.frames.fill(peer.socket).bytes == 6);
+  CHECK(peer.frames.next() == "hi");
+  CHECK_FALSE(peer.lines.next());
+  CHECK(peer.cursor.behind() == 0);
 }
 
 TEST_CASE("aggregates are made as well, and constructors go first") {
@@ -658,6 +699,264 @@ TEST_CASE("a slot is not free before its value's destructor has ended") {
   CHECK(slot_of(heir) == 1);
   CHECK(slab.size() == 1);
   CHECK(slot_of(slab.emplace().token) == 0);
+}
+
+namespace {
+
+// Emplaces heirs into its Slab when it is destroyed, each of which does the
+// same for one generation less.
+struct Testator {
+  Testator(Slab<Testator>& slab_, int heirs_, int generations_)
+      : slab(slab_), heirs(heirs_), generations(generations_) {
+    ++made();
+  }
+  Testator(const Testator&) = delete;
+  Testator& operator=(const Testator&) = delete;
+  ~Testator() {
+    ++destroyed();
+    if (generations == 0) return;
+    for (int heir = 0; heir < heirs; ++heir)
+      slab.emplace(slab, heirs, generations - 1);
+  }
+
+  static int& made() {
+    static int count = 0;
+    return count;
+  }
+  static int& destroyed() {
+    static int count = 0;
+    return count;
+  }
+
+  Slab<Testator>& slab;
+  int heirs;
+  int generations;
+  // Heap memory, which a value that is forgotten would leak.
+  std::string name = "long enough for heap memory of its own";
+};
+
+// Of a Slab of so many values, with their slots, and one vacant slot at the
+// front, into which heirs go first: behind every walk.
+void fill(Slab<Testator>& slab, int count, int heirs, int generations) {
+  Testator::made() = Testator::destroyed() = 0;
+  const Token first = slab.emplace(slab, 0, 0).token;
+  for (int number = 0; number < count; ++number)
+    slab.emplace(slab, heirs, generations);
+  slab.erase(first);
+}
+
+}  // namespace
+
+TEST_CASE("what destructors emplace during clear is destroyed by it, too") {
+  for (const int generations : {0, 1, 3}) {
+    CAPTURE(generations);
+    Slab<Testator> slab;
+    fill(slab, 70, 2, generations);
+    slab.clear();
+    CHECK(slab.empty());
+    CHECK(slab.size() == 0);
+    CHECK(tokens_of(slab).empty());
+    // Each of 70 has 2 heirs, these have 2 each, and so on.
+    const int family = (2 << generations) - 1;
+    CHECK(Testator::made() == 1 + 70 * family);
+    CHECK(Testator::destroyed() == Testator::made());
+    CHECK(slab.emplace(slab, 0, 0).value.heirs == 0);
+    CHECK(slab.size() == 1);
+  }
+}
+
+TEST_CASE("what destructors emplace while a Slab is destroyed is, too") {
+  for (const int generations : {0, 1, 3}) {
+    CAPTURE(generations);
+    {
+      Slab<Testator> slab;
+      fill(slab, 70, 2, generations);
+    }
+    CHECK(Testator::made() == 1 + 70 * ((2 << generations) - 1));
+    CHECK(Testator::destroyed() == Testator::made());
+  }
+}
+
+TEST_CASE("one value's only heir, in a Slab of one, is destroyed too") {
+  {
+    Slab<Testator> slab;
+    fill(slab, 1, 1, 1);
+  }
+  CHECK(Testator::made() == 3);
+  CHECK(Testator::destroyed() == 3);
+}
+
+// ---------------------------------------------------------------------------
+// Constructors that come back to the Slab
+// ---------------------------------------------------------------------------
+
+namespace {
+
+// Its constructor does with its Slab, which is `slab` meanwhile, what `script`
+// says, a letter at a time: "e" emplaces one whose script is empty, "x" erases
+// the one that was emplaced last, "t" throws.
+struct Maker {
+  Maker(Slab<Maker>& slab_, std::string_view script) : name(script) {
+    if (!alive().insert(this).second) ++mistakes();
+    try {
+      run(slab_, script);
+    } catch (...) {
+      alive().erase(this);
+      throw;
+    }
+  }
+  Maker(const Maker&) = delete;
+  Maker& operator=(const Maker&) = delete;
+  ~Maker() {
+    if (alive().erase(this) != 1) ++mistakes();
+  }
+
+  void run(Slab<Maker>& slab, std::string_view script) {
+    for (const char letter : script) {
+      switch (letter) {
+        case 'e':
+          emplaced.push_back(slab.emplace(slab, "").token);
+          // Whoever is being made is in the Slab not yet.
+          for (const auto& entry : slab)
+            if (&entry.value == this) ++mistakes();
+          break;
+        case 'x':
+          if (!slab.erase(emplaced.back())) ++mistakes();
+          emplaced.pop_back();
+          break;
+        default:
+          last_words() = emplaced;
+          throw std::invalid_argument("told to");
+      }
+    }
+  }
+
+  static std::set<const Maker*>& alive() {
+    static std::set<const Maker*> all;
+    return all;
+  }
+  static int& mistakes() {
+    static int count = 0;
+    return count;
+  }
+  // Whom one that threw had emplaced.
+  static std::vector<Token>& last_words() {
+    static std::vector<Token> tokens;
+    return tokens;
+  }
+
+  std::string name;
+  std::vector<Token> emplaced{};
+};
+
+// All that a Slab tells of its values fits together.
+void check_consistent(Slab<Maker>& slab, std::size_t size) {
+  CHECK(slab.size() == size);
+  CHECK(Maker::alive().size() == size);
+  CHECK(Maker::mistakes() == 0);
+  std::set<Token> tokens;
+  std::set<const Maker*> values;
+  for (auto [token, value] : slab) {
+    CHECK(tokens.insert(token).second);
+    CHECK(values.insert(&value).second);
+    CHECK(slab.find(token) == &value);
+    CHECK(number_of(token) >= first_token);
+  }
+  CHECK(values == Maker::alive());
+}
+
+// Slabs in which the next value goes into a new slot, at the very beginning, in
+// the middle and at the end of a chunk, and into one that is used again, of
+// which there are one or more.
+struct Before {
+  int values;
+  int erased;
+};
+constexpr Before befores[]{{0, 0},  {5, 0},  {63, 0}, {64, 0},
+                           {10, 1}, {10, 2}, {10, 9}, {1, 1}};
+
+void prepare(Slab<Maker>& slab, const Before& before) {
+  std::vector<Token> tokens;
+  for (int count = 0; count < before.values; ++count)
+    tokens.push_back(slab.emplace(slab, "").token);
+  for (int count = 0; count < before.erased; ++count)
+    CHECK(slab.erase(tokens[static_cast<std::size_t>(count)]));
+}
+
+}  // namespace
+
+TEST_CASE("a constructor may emplace and erase other values") {
+  for (const Before& before : befores) {
+    CAPTURE(before.values);
+    CAPTURE(before.erased);
+    for (const std::string_view script :
+         {"e", "ee", "ex", "exe", "eexe", "exexexe", "eeexxx"}) {
+      CAPTURE(script);
+      {
+        Slab<Maker> slab;
+        prepare(slab, before);
+        const std::size_t size = slab.size();
+        auto [token, value] = slab.emplace(slab, script);
+        CHECK(slab.find(token) == &value);
+        CHECK(value.name == script);
+        check_consistent(slab, size + 1 + value.emplaced.size());
+        for (const Token inner : value.emplaced) {
+          CHECK(inner != token);
+          REQUIRE(slab.find(inner) != nullptr);
+          CHECK(slab.find(inner) != &value);
+        }
+
+        // And the Slab goes on as any other.
+        const std::vector<Token> left = value.emplaced;
+        CHECK(slab.erase(token));
+        CHECK(slab.find(token) == nullptr);
+        for (int count = 0; count < 10; ++count) {
+          const Token next = slab.emplace(slab, "").token;
+          CHECK(next != token);
+          CHECK(std::count(left.begin(), left.end(), next) == 0);
+        }
+        check_consistent(slab, size + left.size() + 10);
+        for (const Token inner : left) CHECK(slab.erase(inner));
+        check_consistent(slab, size + 10);
+      }
+      CHECK(Maker::alive().empty());
+      CHECK(Maker::mistakes() == 0);
+    }
+  }
+}
+
+TEST_CASE("a constructor that throws leaves what it emplaced before") {
+  for (const Before& before : befores) {
+    CAPTURE(before.values);
+    CAPTURE(before.erased);
+    for (const std::string_view script : {"et", "eet", "ext", "eexet", "t"}) {
+      CAPTURE(script);
+      {
+        Slab<Maker> slab;
+        prepare(slab, before);
+        const std::size_t size = slab.size();
+        CHECK_THROWS_AS(slab.emplace(slab, script), std::invalid_argument);
+        const std::vector<Token> left = Maker::last_words();
+        check_consistent(slab, size + left.size());
+        for (const Token inner : left) CHECK(slab.find(inner) != nullptr);
+
+        // The slot that it was to have is free again, and used.
+        auto [token, value] = slab.emplace(slab, "");
+        CHECK(value.name.empty());
+        CHECK(slab.find(token) == &value);
+        CHECK(std::count(left.begin(), left.end(), token) == 0);
+        check_consistent(slab, size + left.size() + 1);
+        CHECK(slot_of(token) <=
+              static_cast<std::size_t>(before.values) + left.size());
+        for (const Token inner : left) CHECK(slab.erase(inner));
+        check_consistent(slab, size + 1);
+        slab.clear();
+        check_consistent(slab, 0);
+      }
+      CHECK(Maker::alive().empty());
+      CHECK(Maker::mistakes() == 0);
+    }
+  }
 }
 
 // ---------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <termios.h>
 
@@ -16,24 +15,6 @@ using namespace edgewise;
 using namespace support;
 
 namespace {
-
-// While it lives, no descriptor can be had.
-class NoDescriptors {
- public:
-  NoDescriptors() {
-    int lowest_free = 0;
-    while (is_open(lowest_free)) ++lowest_free;
-    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before_) == 0);
-    const ::rlimit none{static_cast<::rlim_t>(lowest_free), before_.rlim_max};
-    REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
-  }
-  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
-  NoDescriptors(const NoDescriptors&) = delete;
-  NoDescriptors& operator=(const NoDescriptors&) = delete;
-
- private:
-  ::rlimit before_{};
-};
 
 // A terminal: what goes in at `near` is typed at `far`.
 Ends make_terminal() {
@@ -333,13 +314,32 @@ TEST_CASE("P08 pollable is what a poller adds") {
   }
 }
 
-TEST_CASE("P08 what is not open passes for pollable: add says what is wrong") {
-  CHECK(pollable(FdView{-1}));
+TEST_CASE("P08 what is not open is not pollable: add says what is wrong") {
+  CHECK_FALSE(pollable(FdView{-1}));
+  int closed = 0;
+  while (is_open(closed)) ++closed;
+  CHECK_FALSE(pollable(FdView{closed}));
   Poller poller;
   CHECK(thrown_by([&] {
           poller.add(FdView{-1}, Token{1}, Interest::readable);
         }).text ==
         "poller: add descriptor -1 (it is not open): Bad file descriptor");
+}
+
+TEST_CASE("P08 pollable is right when there is no descriptor to be had, too") {
+  const auto pipe = make_pipe();
+  const auto socket = make_socketpair();
+  const Poller inner;
+  const Fd file = make_file("content");
+  const Fd directory{::open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  const Fd null{::open("/dev/null", O_RDWR | O_CLOEXEC)};
+  const NoDescriptors none;
+  for (const FdView fd : {FdView{pipe.near}, FdView{pipe.far},
+                          FdView{socket.near}, FdView{inner}})
+    CHECK(pollable(fd));
+  for (const FdView fd :
+       {FdView{file}, FdView{directory}, FdView{null}, FdView{-1}})
+    CHECK_FALSE(pollable(fd));
 }
 
 TEST_CASE("pollable leaves no descriptor behind") {

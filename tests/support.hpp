@@ -4,10 +4,12 @@
 #ifndef TESTS_SUPPORT_HPP
 #define TESTS_SUPPORT_HPP
 
+#include <dlfcn.h>
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -16,6 +18,8 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <edgewise.hpp>
 #include <string>
@@ -171,6 +175,43 @@ Thrown thrown_by(Call call) {
 
 inline bool contains(std::string_view text, std::string_view part) {
   return text.find(part) != std::string_view::npos;
+}
+
+// While it lives, this process can open no further descriptor.
+class NoDescriptors {
+ public:
+  NoDescriptors() {
+    // UBSan opens a pipe to look at an object of a type that it has not met.
+    static_cast<void>(thrown_by([] { const edgewise::Child nobody{-1}; }));
+    // Not 0: poll takes no more descriptors than the limit.
+    int lowest_free = 0;
+    while (is_open(lowest_free)) ++lowest_free;
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before_) == 0);
+    const ::rlimit none{static_cast<::rlim_t>(lowest_free), before_.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+  }
+  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+  NoDescriptors(const NoDescriptors&) = delete;
+  NoDescriptors& operator=(const NoDescriptors&) = delete;
+
+ private:
+  ::rlimit before_{};
+};
+
+// ---------------------------------------------------------------------------
+// Interposed functions
+// ---------------------------------------------------------------------------
+
+// The function that a test's own one of the same name stands in front of. No
+// REQUIRE: it may be called before doctest is there.
+template <class Function>
+Function* next_definition(const char* name) {
+  auto* const function = reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, name));
+  if (function == nullptr) {
+    std::fprintf(stderr, "there is no %s to stand in front of\n", name);
+    std::abort();
+  }
+  return function;
 }
 
 // ---------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 // Unix sockets: their addresses, listeners, datagrams, pairs, and descriptors
 // that are passed through them.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include <dlfcn.h>
 #include <doctest/doctest.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
@@ -31,8 +29,7 @@ namespace spy {
 extern "C" int bind(int socket, const ::sockaddr* address,
                     ::socklen_t length) noexcept {
   using Function = int(int, const ::sockaddr*, ::socklen_t);
-  static auto* const real =
-      reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, "bind"));
+  static auto* const real = next_definition<Function>("bind");
   const int result = real(socket, address, length);
   if (result != 0 || address->sa_family != AF_UNIX) return result;
   struct ::stat status {};
@@ -100,24 +97,6 @@ int open_descriptors() {
   for (int number = 0; number < 1024; ++number) count += is_open(number);
   return count;
 }
-
-// While it lives, no descriptor can be had.
-class NoDescriptors {
- public:
-  NoDescriptors() {
-    int lowest_free = 0;
-    while (is_open(lowest_free)) ++lowest_free;
-    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before_) == 0);
-    const ::rlimit none{static_cast<::rlim_t>(lowest_free), before_.rlim_max};
-    REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
-  }
-  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
-  NoDescriptors(const NoDescriptors&) = delete;
-  NoDescriptors& operator=(const NoDescriptors&) = delete;
-
- private:
-  ::rlimit before_{};
-};
 
 std::string_view text_of(const Received& received, std::string_view room) {
   return room.substr(0, received.bytes);
@@ -607,6 +586,50 @@ TEST_CASE("receive on a stream tells its end, after the last byte") {
       CHECK(end.bytes == 0);
     }
   }
+}
+
+TEST_CASE("on a stream nobody is named, though the peer has an address") {
+  Directory directory;
+  for (const Address& address :
+       {directory.address("socket"), parsed(abstract_name("")),
+        Address(*Address::parse("127.0.0.1:0"))}) {
+    CAPTURE(address.to_string());
+    const Fd listener = listen(address);
+    const Connected client = connect(local_address(listener));
+    REQUIRE_FALSE(client.failed());
+    REQUIRE(becomes_readable(listener));
+    const Accepted accepted = accept(listener);
+    REQUIRE(accepted.ok());
+    std::string room(64, '\0');
+
+    // The accepted socket has the listener's address, which the kernel tells.
+    CHECK(write(accepted.fd, "hello").ok());
+    REQUIRE(becomes_readable(client.fd));
+    Received received = receive(client.fd, room);
+    CHECK(text_of(received, room) == "hello");
+    CHECK(received.from == Address());
+    CHECK(received.from.to_string() == "unspecified");
+
+    CHECK(write(client.fd, "and back").ok());
+    REQUIRE(becomes_readable(accepted.fd));
+    received = receive(accepted.fd, room);
+    CHECK(text_of(received, room) == "and back");
+    CHECK(received.from == Address());
+  }
+}
+
+TEST_CASE("a descriptor that comes through a stream names nobody either") {
+  const Fd listener = listen(any_name);
+  const Connected client = connect(local_address(listener));
+  REQUIRE(client.ok());
+  const Accepted accepted = accept(listener);
+  REQUIRE(accepted.ok());
+  CHECK(send_fd(accepted.fd, "take this", listener).ok());
+  std::string room(64, '\0');
+  const Received received = receive(client.fd, room);
+  CHECK(text_of(received, room) == "take this");
+  CHECK(static_cast<bool>(received.fd));
+  CHECK(received.from == Address());
 }
 
 TEST_CASE("receive into no room is ok, and the stream has not ended") {

@@ -43,6 +43,9 @@ const Address loopback = *Address::parse("127.0.0.1:0");
 TEST_CASE("a result is its bytes and how it ended") {
   CHECK(words(5000, IoStatus::ok) == "5000 bytes");
   CHECK(words(0, IoStatus::ok) == "0 bytes");
+  CHECK(words(1, IoStatus::ok) == "1 byte");
+  CHECK(words(2, IoStatus::ok) == "2 bytes");
+  CHECK(words(1, IoStatus::would_block) == "1 byte, would block");
   CHECK(words(5000, IoStatus::would_block) == "5000 bytes, would block");
   CHECK(words(0, IoStatus::would_block) == "would block");
   CHECK(words(7, IoStatus::end_of_stream) == "7 bytes, end of stream");

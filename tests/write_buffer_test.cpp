@@ -1,6 +1,5 @@
 // WriteBuffer: nothing lost, nothing twice, nothing beyond its bound.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include <dlfcn.h>
 #include <doctest/doctest.h>
 #include <netinet/tcp.h>
 
@@ -12,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "allocation_count.hpp"
@@ -28,8 +28,7 @@ int sends = 0;
 extern "C" ::ssize_t send(int socket, const void* bytes, std::size_t count,
                           int flags) {
   using Function = ::ssize_t(int, const void*, std::size_t, int);
-  static auto* const real =
-      reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, "send"));
+  static auto* const real = next_definition<Function>("send");
   ++spy::sends;
   return real(socket, bytes, count, flags);
 }
@@ -526,6 +525,27 @@ TEST_CASE(
   CHECK(third.flush(ends.near).ok());
   CHECK(first.flush(ends.near).ok());
   CHECK(receive_some(ends.far) == "movedagain");
+}
+
+namespace {
+// So that { socket } makes a struct of a socket and a WriteBuffer.
+WriteBuffer make_of_nothing() { return {}; }
+}  // namespace
+
+static_assert(!std::is_convertible_v<WriteLimits, WriteBuffer>);
+static_assert(!std::is_convertible_v<std::size_t, WriteBuffer>);
+static_assert(std::is_constructible_v<WriteBuffer, WriteLimits>);
+static_assert(std::is_nothrow_default_constructible_v<WriteBuffer>);
+
+TEST_CASE("a buffer is made of nothing where one is wanted") {
+  const auto ends = make_socketpair();
+  WriteBuffer buffer = {};
+  CHECK(buffer.append("a"));
+  CHECK(buffer.flush(ends.near).ok());
+  CHECK(receive_some(ends.far) == "a");
+  buffer = make_of_nothing();
+  CHECK(buffer.append(std::string((1 << 20) + 1, 'x')));
+  CHECK(buffer.above_high_water());
 }
 
 TEST_CASE("a partly sent buffer that is assigned to itself goes on") {

@@ -1,7 +1,9 @@
-// An echo server on the header: each line goes back to whoever sent it. The
-// same, and as much of it, as echo_plain.cpp. It ends with its last client.
+// An echo server on the header: what a client sends goes back to it. The same,
+// and as much of it, as echo_plain.cpp. It ends with its last client.
 
+#include <array>
 #include <cstdio>
+#include <string_view>
 
 #include "edgewise.hpp"
 
@@ -13,10 +15,8 @@ constexpr Token listener_token{0};
 
 struct Client {
   Fd socket;
-  LineBuffer lines{};
-  WriteBuffer output{};
   bool awaits_room = false;
-  bool finished = false;
+  WriteBuffer output{};
 };
 
 class Server {
@@ -52,31 +52,41 @@ class Server {
   }
 
   void serve(Client& client, const Event& event) {
-    const Token token = event.token();
-    if (event.readable() && !client.awaits_room && !read(client))
-      return drop(token, client);
+    if (client.awaits_room) {
+      send_rest(client, event.token());
+    } else if (event.readable()) {
+      echo(client, event.token());
+    }
+  }
+
+  void echo(Client& client, Token token) {
+    const FdView socket = client.socket;
+    const IoResult received = read(socket, input_);
+    if (received.would_block()) return;
+    if (received.ended()) return drop(client, token);
+    const std::string_view bytes(input_.data(), received.bytes);
+    const IoResult sent = write(socket, bytes);
+    if (sent.failed()) return drop(client, token);
+    if (sent.bytes == bytes.size()) return;
+    if (!client.output.append(bytes.substr(sent.bytes)))
+      return drop(client, token);
+    set_awaits_room(client, token, true);
+  }
+
+  void send_rest(Client& client, Token token) {
     const IoResult result = client.output.flush(client.socket);
-    if (result.failed()) return drop(token, client);
-    if (client.finished && result.ok()) return drop(token, client);
-    if (client.awaits_room == result.would_block()) return;
-    client.awaits_room = result.would_block();
+    if (result.failed()) return drop(client, token);
+    if (result.ok()) set_awaits_room(client, token, false);
+  }
+
+  void set_awaits_room(Client& client, Token token, bool awaits_room) {
+    client.awaits_room = awaits_room;
     // While its socket is full, a client is not read from.
-    poller_.modify(
-        client.socket, token,
-        client.awaits_room ? Interest::writable : Interest::readable);
+    poller_.modify(client.socket, token,
+                   awaits_room ? Interest::writable : Interest::readable);
   }
 
-  // False if the client is of no more use.
-  static bool read(Client& client) {
-    const IoResult result = client.lines.fill(client.socket);
-    while (const auto line = client.lines.next())
-      if (!client.output.append(*line)) return false;
-    if (result.failed() || client.lines.overlong()) return false;
-    client.finished = result.end_of_stream();
-    return !client.finished || client.output.append(client.lines.rest());
-  }
-
-  void drop(Token token, Client& client) {
+  void drop(Client& client, Token token) {
     poller_.remove(client.socket);
     clients_.erase(token);
   }
@@ -84,6 +94,8 @@ class Server {
   Fd listener_ = listen(*Address::parse("127.0.0.1:0"));
   Poller poller_;
   Slab<Client> clients_;
+  // Every read goes here: what a socket does not take at once is queued.
+  std::array<char, 65536> input_;
 };
 
 }  // namespace

@@ -64,6 +64,14 @@ inline ssize_t read_once(int fd) {
   return count;
 }
 
+inline ssize_t send_once(int fd, const char* bytes, std::size_t size) {
+  ssize_t count;
+  do {
+    count = send(fd, bytes, size, MSG_NOSIGNAL);
+  } while (count < 0 && errno == EINTR);
+  return count;
+}
+
 // Adds to a piece of a line. The greatest length is the caller's to check.
 inline void keep(Partial* partial, const char* bytes, std::size_t count) {
   if (count > partial->capacity - partial->size) {
