@@ -351,7 +351,8 @@ class Event {
   // A write would tell something: there is room, or it fails.
   bool writable() const noexcept { return (raw_.events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0; }
   bool priority() const noexcept { return (raw_.events & EPOLLPRI) != 0; }
-  // An error is pending: the next read, write or SO_ERROR names it.
+  // An error is pending: the next read, write or SO_ERROR names it, unless an end of stream came
+  // before it.
   bool error() const noexcept { return (raw_.events & EPOLLERR) != 0; }
   // Both directions are closed. There may still be bytes to read.
   bool hang_up() const noexcept { return (raw_.events & EPOLLHUP) != 0; }
@@ -725,9 +726,9 @@ class Timer : public detail::Source {
 //
 // The constructor blocks them for this thread, and for the threads and processes that it starts
 // afterwards: so make this before the first thread. They stay blocked when this is gone, lest a
-// second SIGTERM end a shutdown half-way; a program that you exec inherits that (sigprocmask(2)).
-// Signals of the same number that come before you look are one, but real-time signals queue. After
-// fork(2), the child makes a
+// second SIGTERM end a shutdown half-way. A program that you start would inherit that and be deaf
+// to them: unblock them between fork and exec (sigprocmask(2)). Signals of the same number that
+// come before you look are one, but real-time signals queue. After fork(2), the child makes a
 // Signals of its own: this one's readiness in an inherited Poller is the parent's.
 //
 // Cost: a descriptor; one system call each. Errors: only the constructor throws, also for SIGKILL
@@ -769,7 +770,7 @@ struct ExitStatus {
 };
 
 // A process, readable once it has ended; then reap it and remove this from the Poller, since it
-// stays readable. Destroying it neither ends nor reaps the process.
+// stays readable, whatever reap finds. Destroying it neither ends nor reaps the process.
 //
 // Cost: a descriptor; one system call each. Errors: only the constructor throws, with ESRCH if
 // there is no such process, and ENOSYS before Linux 5.3; reap needs 5.4. While a program ignores
@@ -1205,7 +1206,7 @@ struct ListenOptions {
   int backlog = INT_MAX;      // connections that wait: net.core.somaxconn is the limit
   bool reuse_address = true;  // restart at once, though old ones linger
   bool reuse_port = false;    // several listeners share the port (socket(7))
-  bool dual_stack = true;     // an IPv6 listener on [::] takes IPv4 too
+  bool dual_stack = true;     // an IPv6 listener on [::] takes IPv4 too, as [::ffff:127.0.0.1]
   bool no_delay = true;       // accepted sockets inherit TCP_NODELAY: tcp(7)
   // Accepted sockets inherit it: who was silent for so long is probed, then as often again, and the
   // connection fails with ETIMEDOUT when net.ipv4.tcp_keepalive_probes go unanswered. 0: never.
@@ -1413,8 +1414,8 @@ class Reserve {
     if (const int error = errno; !fd_) detail::fail(error, {"reserve a descriptor"});
   }
 
-  // Accepts one client, sends the reason (as much as its socket takes at once), and closes. False
-  // if nobody was waiting. Several system calls.
+  // Accepts one client, sends the reason (as much as its socket takes at once), and closes. Call it
+  // until it is false: then nobody is waiting, or can be accepted. Several system calls.
   bool shed(FdView listener, std::string_view reason) noexcept {
     fd_.reset();
     Accepted client = accept(listener);
@@ -1587,7 +1588,8 @@ inline IoResult read(FdView fd, std::span<char> room) noexcept {
   return detail::read(fd, room.data(), room.size());
 }
 
-// Writes once: ok if any byte was taken, perhaps not all. Never raises SIGPIPE: a peer that is gone
+// Writes once: ok if any byte was taken, perhaps not all. (An array of char would count as text up
+// to its first NUL: pass {room, size}.) Never raises SIGPIPE: a peer that is gone
 // is failed with EPIPE. A socket takes one system call; pipes and the like take a few more, for the
 // sake of that promise. See send(2).
 inline IoResult write(FdView fd, std::string_view bytes) noexcept {
@@ -1632,10 +1634,25 @@ inline IoResult send_to(FdView socket, std::string_view datagram, const Address&
   }));
 }
 
+namespace detail {
+
+inline int socket_option(FdView socket, int name) noexcept {
+  int value = -1;
+  ::socklen_t length = sizeof value;
+  ::getsockopt(socket.get(), SOL_SOCKET, name, &value, &length);
+  return value;
+}
+
+}  // namespace detail
+
 // Sends bytes through a Unix socket, at least one, and with them a descriptor: the other process
-// receives a duplicate. Yours stays yours, and may be closed at once. See unix(7), SCM_RIGHTS.
+// receives a duplicate. Yours stays yours, and may be closed at once. Two system calls. See
+// unix(7), SCM_RIGHTS.
 inline IoResult send_fd(FdView socket, std::string_view bytes, FdView passed) noexcept {
   if (bytes.empty()) return {0, IoStatus::failed, EINVAL};
+  // TCP would send the bytes alone.
+  const int domain = detail::socket_option(socket, SO_DOMAIN);
+  if (domain >= 0 && domain != AF_UNIX) return {0, IoStatus::failed, EOPNOTSUPP};
   ::iovec piece{const_cast<char*>(bytes.data()), bytes.size()};
   const int number = passed.get();
   alignas(::cmsghdr) std::array<char, CMSG_SPACE(sizeof number)> control{};
@@ -1653,20 +1670,9 @@ inline IoResult send_fd(FdView socket, std::string_view bytes, FdView passed) no
       detail::retry_on_eintr([&] { return ::sendmsg(socket.get(), &message, MSG_NOSIGNAL); }));
 }
 
-namespace detail {
-
-inline bool is_stream(FdView socket) noexcept {
-  int type = SOCK_STREAM;
-  ::socklen_t length = sizeof type;
-  ::getsockopt(socket.get(), SOL_SOCKET, SO_TYPE, &type, &length);
-  return type == SOCK_STREAM;
-}
-
-}  // namespace detail
-
 // What has been received, with what came along.
 struct [[nodiscard]] Received : IoResult {
-  Address from;            // a datagram's sender; unspecified on a stream
+  Address from;            // a datagram's sender, if it has a name; unspecified on a stream
   Fd fd;                   // a descriptor that was passed: close-on-exec, else as the sender had it
   bool truncated = false;  // the datagram was longer than the room, or more descriptors were passed
 };
@@ -1692,7 +1698,8 @@ inline Received receive(FdView socket, std::span<char> room) noexcept {
   if (!received.ok()) return received;
   received.from = Address::from_native(reinterpret_cast<::sockaddr*>(&from), message.msg_namelen);
   // Unlike TCP, a Unix stream names its peer each time.
-  if (received.from.family() == AF_UNIX && detail::is_stream(socket)) received.from = Address();
+  const auto is_stream = [&] { return detail::socket_option(socket, SO_TYPE) == SOCK_STREAM; };
+  if (received.from.family() == AF_UNIX && is_stream()) received.from = Address();
   received.truncated = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
   const ::cmsghdr* const header = CMSG_FIRSTHDR(&message);
   if (header != nullptr && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
@@ -1700,7 +1707,7 @@ inline Received receive(FdView socket, std::span<char> room) noexcept {
     std::memcpy(&number, CMSG_DATA(header), sizeof number);
     received.fd.reset(number);
   }
-  if (received.bytes == 0 && !room.empty() && detail::is_stream(socket))
+  if (received.bytes == 0 && !room.empty() && is_stream())
     received.status = IoStatus::end_of_stream;
   return received;
 }
@@ -1897,8 +1904,8 @@ class MessageBuffer {
     return result;
   }
 
-  // Where to put bytes that do not come from a descriptor's read; then say with commit how many
-  // there are (zero too: the block goes back).
+  // Where to put bytes that do not come from a descriptor's read: a block's size, or what messages
+  // have left of it; then say with commit how many there are (zero too: the block goes back).
   std::span<char> prepare() noexcept {
     if (block_.empty() && !block_.reserve(block_size)) std::terminate();
     return block_.room();
@@ -2018,7 +2025,7 @@ constexpr std::array<char, 4> frame_prefix(std::uint32_t length) noexcept {
 }
 
 // The same for frames, whose bytes may be any, as their length is sent before them: frame_prefix,
-// then the bytes. Each frame comes out without its prefix, and rest with what came of it. Costs as
+// then the bytes. Each frame comes out without its prefix; rest includes what came of it. Costs as
 // LineBuffer, and nothing is searched.
 class FrameBuffer : public detail::MessageBuffer<65536> {
  public:
@@ -2156,10 +2163,15 @@ class MirroredMemory {
 
 // Bytes queued once for all peers. Each peer has a Cursor, its place in the log.
 //
-//   BroadcastLog log{8 << 20};                      // bytes
-//   client.cursor = log.join();                     // hears what is appended from now on
-//   if (!log.append(line, &client.cursor)) ...      // to all but the client itself; or it is full
-//   for (auto [token, client] : clients) log.flush(client.socket, client.cursor);
+//   BroadcastLog log{8 << 20};                  // bytes
+//   client.cursor = log.join();                 // hears what is appended from now on
+//   if (!log.append(line, &client.cursor)) ...  // to all but the client itself
+//   for (auto [token, client] : clients)
+//     if (const auto result = log.flush(client.socket, client.cursor); !result.ok()) ...
+//
+// The first ... is reached when the log is full: keep the line, read from nobody, flush, and append
+// it when room() is enough again. (A LineBuffer keeps the lines behind it: call next later.) The
+// second is would_block, wait until the socket is writable, or the end of this peer.
 //
 // The log is a ring of memory that is mapped twice in a row, so that any part of it lies in one
 // piece, across the seam too. Positions count the bytes since the beginning, and always:
@@ -2210,11 +2222,19 @@ class BroadcastLog {
       if (log_ != nullptr) log_->leave(peer_);
     }
 
-    // How far behind the end of the log the peer is, in bytes, its own in between included. 0: it
-    // has been sent everything.
+    // How far behind the end of the log, or of its part of it, the peer is, in bytes, its own in
+    // between included. 0: it has been sent everything.
     std::size_t behind() const noexcept {
       if (log_ == nullptr) return 0;
-      return static_cast<std::size_t>(log_->end_ - log_->peers_.find(peer_)->position);
+      const Peer& peer = *log_->peers_.find(peer_);
+      const std::uint64_t end = log_->end_of(peer);
+      return peer.position < end ? static_cast<std::size_t>(end - peer.position) : 0;
+    }
+
+    // Ends the peer's part of the log here: it is sent what it has still to be sent, and nothing
+    // that is appended from now on. It says nothing more either.
+    void close() noexcept {
+      if (log_ != nullptr) log_->close(*log_->peers_.find(peer_));
     }
 
    private:
@@ -2246,25 +2266,27 @@ class BroadcastLog {
   [[nodiscard]] bool append(std::string_view bytes, const Cursor* sender = nullptr) noexcept {
     if (bytes.empty()) return true;
     const bool is_peer = sender != nullptr && sender->log_ == this;
-    Peer* const own = is_peer ? peers_.find(sender->peer_) : nullptr;
+    Peer* own = is_peer ? peers_.find(sender->peer_) : nullptr;
+    if (own != nullptr && is_closed(*own)) own = nullptr;
     const std::size_t note = own != nullptr && needs_range(*own) ? sizeof(Range) : 0;
     const std::size_t most = room();
     if (note > most || bytes.size() > most - note) return false;
     if (oldest_ == end_) front_ = end_;  // as room has just found out
     std::memcpy(at(end_), bytes.data(), bytes.size());
     end_ += bytes.size();
-    if (own != nullptr) leave_out(*own, end_ - bytes.size());
+    if (own != nullptr) leave_out(*own, end_ - bytes.size(), end_);
     return true;
   }
 
   // Sends what the peer has not been sent, in order: ok if that is all now, or the budget of bytes
   // is spent (then behind() is not 0, and no event will tell: flush again); would_block if the
-  // socket is full: wait until it is writable.
+  // socket is full: wait until it is writable. For a cursor that is empty, or another log's, there
+  // is nothing to send.
   IoResult flush(FdView fd, const Cursor& cursor, std::size_t budget = SIZE_MAX) noexcept {
     IoResult total;
     if (cursor.log_ != this) return total;
     Peer& peer = *peers_.find(cursor.peer_);
-    while (total.ok() && peer.position != end_ && total.bytes < budget) {
+    while (total.ok() && peer.position < end_of(peer) && total.bytes < budget) {
       const Pieces pieces = pieces_ahead(peer, budget - total.bytes);
       const IoResult sent = pieces.count == 1
                                 ? write(fd, {at(peer.position), pieces.bytes})
@@ -2311,6 +2333,21 @@ class BroadcastLog {
     return oldest_;
   }
 
+  // What is appended later is as if it were the peer's own, for ever.
+  void close(Peer& peer) noexcept {
+    if (!is_closed(peer)) leave_out(peer, end_, UINT64_MAX);
+  }
+  bool is_closed(const Peer& peer) const noexcept {
+    const Range* const last = ranges_.find(peer.last);
+    return (last != nullptr ? last->end : peer.position) == UINT64_MAX;
+  }
+
+  // Where the peer's part of the log ends.
+  std::uint64_t end_of(const Peer& peer) const noexcept {
+    if (!is_closed(peer)) return end_;
+    return peer.last != none ? ranges_.find(peer.last)->begin : UINT64_MAX;
+  }
+
   void leave(Token token) noexcept {
     Peer& peer = *peers_.find(token);
     while (peer.first != none) peer.first = drop_range(peer.first);
@@ -2335,15 +2372,15 @@ class BroadcastLog {
     return peer.position != end_ && (peer.last == none || ranges_.find(peer.last)->end != end_);
   }
 
-  // What was appended since `begin` is the peer's own.
-  void leave_out(Peer& peer, std::uint64_t begin) noexcept {
-    if (peer.position == begin) return move(peer, end_);
+  // What lies from `begin` to `end` is the peer's own.
+  void leave_out(Peer& peer, std::uint64_t begin, std::uint64_t end) noexcept {
+    if (peer.position == begin) return move(peer, end);
     Range* const last = ranges_.find(peer.last);
     if (last != nullptr && last->end == begin) {
-      last->end = end_;
+      last->end = end;
       return;
     }
-    const Token added = ranges_.emplace(Range{begin, end_, none}).token;
+    const Token added = ranges_.emplace(Range{begin, end, none}).token;
     (last != nullptr ? last->next : peer.first) = added;
     peer.last = added;
   }
@@ -2353,7 +2390,7 @@ class BroadcastLog {
     Pieces pieces;
     Token next = peer.first;
     for (std::uint64_t position = peer.position;
-         position != end_ && pieces.count < pieces.vectors.size() && pieces.bytes < budget;) {
+         position < end_ && pieces.count < pieces.vectors.size() && pieces.bytes < budget;) {
       const Range* const own = ranges_.find(next);
       const std::uint64_t until = own != nullptr ? own->begin : end_;
       const auto size = static_cast<std::size_t>(

@@ -150,20 +150,39 @@ struct Peer {
   std::string due{};         // appended and not flushed
   std::string on_its_way{};  // flushed and not read
   std::deque<Stretch> ahead{};
+  bool closed = false;
+  std::size_t beyond = 0;  // bytes behind its end, from when it was closed on
 
   std::size_t behind() const {
     std::size_t sum = 0;
     for (const Stretch& each : ahead) sum += each.size;
     return sum;
   }
+  // What the log cannot let go of because of this peer.
+  std::size_t held() const { return ahead.empty() ? 0 : behind() + beyond; }
   std::size_t ranges() const {
-    return static_cast<std::size_t>(
+    const auto own =
         std::count_if(ahead.begin(), ahead.end(),
-                      [](const Stretch& each) { return each.own; }));
+                      [](const Stretch& each) { return each.own; });
+    return static_cast<std::size_t>(own) + (closed && !ahead.empty() ? 1 : 0);
   }
-  bool needs_range() const { return !ahead.empty() && !ahead.back().own; }
+  bool needs_range() const {
+    return !closed && !ahead.empty() && !ahead.back().own;
+  }
+
+  void close() {
+    cursor.close();
+    if (std::exchange(closed, true) || ahead.empty() || !ahead.back().own)
+      return;
+    beyond = ahead.back().size;
+    ahead.pop_back();
+  }
 
   void appended(std::string_view text, bool own) {
+    if (closed) {
+      beyond += text.size();
+      return;
+    }
     if (!own) due += text;
     if (text.empty() || (own && ahead.empty())) return;
     if (ahead.empty() || ahead.back().own != own) ahead.push_back({0, own});
@@ -218,6 +237,8 @@ class World {
     if (choice < 80) return flush();
     if (choice < 92) return read();
     if (choice < 95) return move();
+    if (choice < 96 && mood_ >= 2 && !peers_.empty())
+      return any_peer()->close();
     if (mood_ >= 2 || random_() % 4 == 0) return come_or_go();
   }
 
@@ -228,13 +249,14 @@ class World {
 
   std::size_t size() const {
     std::size_t slowest = 0;
-    for (const Peer& peer : peers_) slowest = std::max(slowest, peer.behind());
+    for (const Peer& peer : peers_) slowest = std::max(slowest, peer.held());
     return slowest;
   }
   std::size_t room() const {
     std::size_t taken = size();
     for (const Peer& peer : peers_) taken += peer.ranges() * range_;
-    return log_.capacity() - taken;
+    // The end of a closed peer is noted whether or not there is room.
+    return log_.capacity() - std::min(taken, log_.capacity());
   }
 
   std::size_t length_of_next() {
@@ -1115,6 +1137,46 @@ TEST_CASE("a sender of another log is nobody, whatever its place there") {
   CHECK(other_log.empty());
   CHECK(stranger.flush(log).bytes == 0);  // nor does it hear for that peer
   CHECK(peer.hear(log) == "abcde");
+}
+
+TEST_CASE("a closed cursor's peer is sent what came before, and no more") {
+  BroadcastLog log{1000};
+  Client one{log};
+  const Client two{log};
+  CHECK(log.append("before\n"));
+  one.cursor.close();
+  CHECK(one.cursor.behind() == 7);
+  CHECK(log.append("after\n"));
+  one.cursor.close();
+  CHECK(one.cursor.behind() == 7);
+  CHECK(one.hear(log) == "before\n");
+  CHECK(log.append("much later\n"));
+  CHECK(one.cursor.behind() == 0);
+  CHECK(one.hear(log).empty());
+  CHECK(two.hear(log) == "before\nafter\nmuch later\n");
+  CHECK(log.empty());
+  CHECK(log.room() == 1000);
+}
+
+TEST_CASE("a closed cursor's peer has had its say, and holds nothing up") {
+  BroadcastLog log{1000};
+  Client one{log};
+  Client two{log};
+  one.cursor.close();  // with nothing in the log at all
+  CHECK(log.append("one\n", &one.cursor));
+  CHECK(two.hear(log) == "one\n");
+  CHECK(log.empty());
+  CHECK(log.append("others\n"));
+  CHECK(log.append("own\n", &two.cursor));
+  two.cursor.close();
+  CHECK(two.cursor.behind() == 7);
+  CHECK(log.append("late\n", &two.cursor));
+  CHECK(two.hear(log) == "others\n");
+  CHECK(log.empty());
+  CHECK(log.room() == 1000);
+  Cursor nobody;
+  nobody.close();
+  CHECK(nobody.behind() == 0);
 }
 
 TEST_CASE("a destroyed cursor's peer is waited for no more") {

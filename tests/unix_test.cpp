@@ -824,6 +824,10 @@ TEST_CASE("send_fd fails for what is not open, and would block when full") {
   SocketPair pair = open_socket_pair();
   CHECK(send_fd(pair.first, "a", FdView{-1}).error == EBADF);
   CHECK(send_fd(FdView{-1}, "a", pair.first).error == EBADF);
+  // TCP would take the byte and lose the descriptor.
+  const auto tcp = make_tcp();
+  CHECK(send_fd(tcp.near, "a", pair.first).error == EOPNOTSUPP);
+  CHECK(receive_some(tcp.far).empty());
   const std::string kilobyte(1024, 'x');
   while (write(pair.first, kilobyte).ok()) continue;
   CHECK(send_fd(pair.first, kilobyte, pair.first).would_block());
