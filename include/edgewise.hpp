@@ -153,7 +153,7 @@ enum class IoStatus : std::uint8_t {
   ok,             // bytes moved (or there was nothing to move)
   would_block,    // the kernel has nothing more to give, or no more room
   end_of_stream,  // the peer sent FIN: it will send nothing more
-  failed,         // the descriptor is of no more use: see error
+  failed,         // see error: a stream is of no more use, a datagram socket may be
 };
 
 // What became of an attempt to move bytes. `bytes` counts what was moved before the status came
@@ -168,7 +168,7 @@ struct [[nodiscard]] IoResult {
   bool end_of_stream() const noexcept { return status == IoStatus::end_of_stream; }
   bool failed() const noexcept { return status == IoStatus::failed; }
 
-  // Nothing more will come: end of stream or failure.
+  // Of a stream: nothing more will come, for it has ended or failed.
   bool ended() const noexcept { return end_of_stream() || failed(); }
 };
 
@@ -280,7 +280,7 @@ enum class Interest : std::uint32_t {
 };
 
 // When you are told. Combine with |; exclusive goes with neither oneshot nor Interest::priority,
-// and only add takes it.
+// and only add and try_add take it.
 enum class Mode : std::uint32_t {
   level = 0,                   // at each wait, as long as it is ready
   edge = EPOLLET,              // once each time that something new arrives
@@ -407,8 +407,17 @@ constexpr bool exceeds_century(std::chrono::duration<Rep, Period> time) noexcept
 // Rounded up, at least zero, and at most a century.
 template <class Rep, class Period>
 constexpr std::chrono::nanoseconds clamp(std::chrono::duration<Rep, Period> time) noexcept {
+  using std::chrono::nanoseconds;
   if (exceeds_century(time)) return century;
-  return time > time.zero() ? std::chrono::ceil<std::chrono::nanoseconds>(time) : century.zero();
+  if (!(time > time.zero())) return century.zero();  // not a number, too
+  using Unit = std::ratio_divide<Period, std::nano>;
+  if constexpr (Unit::num == 1 || Unit::den == 1) {
+    return std::chrono::ceil<nanoseconds>(time);
+  } else {
+    // Such as frames of a 44,100th: in one step, a year of them would overflow.
+    const auto whole = std::chrono::floor<std::chrono::seconds>(time);
+    return whole + std::chrono::ceil<nanoseconds>(time - whole);
+  }
 }
 
 }  // namespace detail
@@ -431,7 +440,7 @@ class Poller {
     if (const int error = errno; !epoll_) detail::fail(error, {"create a poller"});
     if (batch == 0 || batch > INT_MAX / sizeof(Event))
       detail::fail(EINVAL, {"create a poller with a batch of ", std::to_string(batch), " events"});
-    memory_ = std::make_unique<char[]>(batch * sizeof(Event));
+    events_ = std::make_unique<Event[]>(batch);
     batch_ = batch;
   }
 
@@ -462,6 +471,8 @@ class Poller {
     if (detail::has(mode, Mode::exclusive)) refuse_exclusive("set", fd, "set: remove and add");
     auto error = control(EPOLL_CTL_MOD, fd, token, interest, mode);
     if (error.value() == ENOENT) error = control(EPOLL_CTL_ADD, fd, token, interest, mode);
+    // Another thread may have added it between the two.
+    if (error.value() == EEXIST) error = control(EPOLL_CTL_MOD, fd, token, interest, mode);
     if (error) refuse("set", fd, error.value());
   }
 
@@ -525,7 +536,10 @@ class Poller {
     if (error == ENOENT) hint = " (it was never added: add or set it)";
     if (error == EBADF) hint = " (it is not open)";
     if (error == EINVAL)
-      hint = " (it is this poller itself, or was added with Mode::exclusive: remove and add it)";
+      hint =
+          " (it is this poller itself, or another one with Mode::exclusive, or was added with "
+          "Mode::exclusive: remove and add it)";
+    if (error == ELOOP) hint = " (pollers would watch each other in a circle, or too deep)";
     if (error == EPERM)
       hint = " (a regular file or the like is always ready: do not add it, just read or write it)";
     if (error == ENOSPC) hint = " (the limit fs.epoll.max_user_watches is reached)";
@@ -586,9 +600,11 @@ class Poller {
 #endif
   }
 
-  ::epoll_event* raw_events() noexcept { return reinterpret_cast<::epoll_event*>(memory_.get()); }
+  ::epoll_event* raw_events() noexcept {
+    return events_ != nullptr ? &events_[0].raw_ : nullptr;  // moved from: let the kernel say so
+  }
   Events events(int count) const noexcept {
-    return {reinterpret_cast<const Event*>(memory_.get()), static_cast<std::size_t>(count)};
+    return {events_.get(), static_cast<std::size_t>(count)};
   }
 
   // Throws, unless a signal handler is the reason why a wait has failed: then -1, to wait on.
@@ -598,7 +614,7 @@ class Poller {
   }
 
   Fd epoll_;
-  std::unique_ptr<char[]> memory_;  // of the events, which the kernel writes
+  std::unique_ptr<Event[]> events_;
   std::size_t batch_ = 0;
   bool precise_ = true;
 };
@@ -644,7 +660,7 @@ class Source {
 //   waker.wake()                         take all there is out of the mailbox
 //
 // Clear first, then look: so nothing that is put in later goes unseen. Any number of wakes before
-// the clear are one event.
+// the clear are one event, unless it is watched edge-triggered.
 // Cost: a descriptor; one system call each. Errors: only the constructor throws.
 // Threads: wake may be called from any thread, and in a signal handler. See eventfd(2).
 class Waker : public detail::Source {
@@ -817,7 +833,8 @@ class Child : public detail::Source {
 // ===========================================================================
 
 // Values, each found by a Token that is never given out again: the index of a slot, and the slot's
-// generation, which changes with each tenant. A stale token finds nothing.
+// generation, which changes with each tenant. A stale token finds nothing. Neither moved nor
+// copied.
 //
 //   auto [token, client] = clients.emplace(std::move(socket));
 //   poller.add(client.socket, token, Interest::readable);
@@ -853,7 +870,7 @@ class Slab {
     delete[] chunks_;
   }
 
-  // Makes a value of the arguments, in the slot that was free last.
+  // Makes a value of the arguments, in the slot that was freed last.
   template <class... Arguments>
   Entry<T> emplace(Arguments&&... arguments) {
     // Taken before the constructor runs, which may throw, or use this Slab itself.
@@ -863,9 +880,11 @@ class Slab {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
     if constexpr (std::is_constructible_v<T, Arguments...>) {
-      ::new (static_cast<void*>(&slot.value)) T(std::forward<Arguments>(arguments)...);
+      ::new (static_cast<void*>(std::addressof(slot.value)))
+          T(std::forward<Arguments>(arguments)...);
     } else {
-      ::new (static_cast<void*>(&slot.value)) T{std::forward<Arguments>(arguments)...};
+      ::new (static_cast<void*>(std::addressof(slot.value)))
+          T{std::forward<Arguments>(arguments)...};
     }
 #pragma GCC diagnostic pop
     slot.token = to_token(slot.generation() + 1, std::exchange(vacancy.index, none));
@@ -876,11 +895,11 @@ class Slab {
   // The value, or nullptr if it was erased, or the token is none of this Slab's.
   T* find(Token token) noexcept {
     Slot* const slot = slot_of(token);
-    return slot != nullptr ? &slot->value : nullptr;
+    return slot != nullptr ? std::addressof(slot->value) : nullptr;
   }
   const T* find(Token token) const noexcept {
     const Slot* const slot = slot_of(token);
-    return slot != nullptr ? &slot->value : nullptr;
+    return slot != nullptr ? std::addressof(slot->value) : nullptr;
   }
 
   // Destroys the value. False if there was none. Fine during a walk.
@@ -1013,7 +1032,7 @@ class Slab {
     const std::size_t count = used_ / chunk_size;
     if (std::has_single_bit(count) || count == 0) {
       auto** const chunks = new Slot*[count == 0 ? 1 : 2 * count];
-      if (count > 0) std::memcpy(chunks, chunks_, count * sizeof *chunks);
+      for (std::size_t chunk = 0; chunk < count; ++chunk) chunks[chunk] = chunks_[chunk];
       delete[] std::exchange(chunks_, chunks);
     }
     chunks_[count] = std::allocator<Slot>().allocate(chunk_size);
@@ -1034,8 +1053,9 @@ class Slab {
 
 // An IPv4 or IPv6 address with a port, or a Unix socket's: "127.0.0.1:8080", "[::1]:9000",
 // "[fe80::1%eth0]:9000", "unix:/run/rat.sock", and "unix:@rat" in Linux's abstract namespace, which
-// has no file. Numbers only; names are not looked up, since that can block for seconds. A value of
-// 116 bytes; only to_string allocates.
+// has no file. Numbers only (but for an interface, whose look-up needs a descriptor for a moment);
+// names are not looked up, since that can block for seconds. A value of 116 bytes; only to_string
+// allocates.
 class Address {
  public:
   // Unspecified: what a failed accept has for a peer.
@@ -1087,12 +1107,12 @@ class Address {
     return address;
   }
 
-  // A Unix socket's: a file, or after @ an abstract name; at most 107 bytes. Empty: listen and
-  // bind_datagram choose an abstract name, as with port 0. See unix(7).
+  // A Unix socket's: a file, or after @ an abstract name; at most 107 bytes, the @ not counted.
+  // Empty: listen and bind_datagram choose an abstract name, as with port 0. See unix(7).
   [[nodiscard]] static std::optional<Address> from_path(std::string_view path) noexcept {
     Address address;
     const bool abstract = path.starts_with('@');
-    if (path.size() >= sizeof address.raw_.un.sun_path) return std::nullopt;
+    if (path.size() >= sizeof address.raw_.un.sun_path + (abstract ? 1 : 0)) return std::nullopt;
     if (!abstract && path.find('\0') != path.npos) return std::nullopt;
     address.raw_.un.sun_family = AF_UNIX;
     std::copy(path.begin(), path.end(), address.raw_.un.sun_path);
@@ -1138,21 +1158,24 @@ class Address {
   ::socklen_t size() const noexcept { return size_; }
 
   // From what a system call or getaddrinfo(3) has written. Unspecified if it is of another family.
-  static Address from_native(const ::sockaddr* native, ::socklen_t size) noexcept {
+  [[nodiscard]] static Address from_native(const ::sockaddr* native, ::socklen_t size) noexcept {
     Address address;
     const int family = size >= sizeof native->sa_family ? native->sa_family : AF_UNSPEC;
-    const bool known = (family == AF_INET && size == sizeof address.raw_.v4) ||
-                       (family == AF_INET6 && size == sizeof address.raw_.v6) ||
-                       (family == AF_UNIX && size <= sizeof address.raw_);
+    const ::socklen_t most = family == AF_INET    ? sizeof address.raw_.v4
+                             : family == AF_INET6 ? sizeof address.raw_.v6
+                                                  : sizeof address.raw_.un;
+    const bool known =
+        family == AF_UNIX || ((family == AF_INET || family == AF_INET6) && size >= most);
     if (!known) return address;
-    // The kernel counts a NUL behind a path that fills all of sun_path, but takes none: unix(7).
-    address.size_ = std::min<::socklen_t>(size, sizeof address.raw_.un);
+    // The size may be that of a sockaddr_storage. And the kernel counts a NUL behind a path that
+    // fills all of sun_path, but takes none: unix(7).
+    address.size_ = std::min(size, most);
     std::memcpy(static_cast<void*>(&address.raw_), native, address.size_);
     // And programs often pass all of a sockaddr_un, whatever the path's length.
     if (family == AF_UNIX && size > path_offset && address.raw_.un.sun_path[0] != '\0') {
-      const std::size_t most = address.size_ - path_offset;
-      const std::size_t path = ::strnlen(address.raw_.un.sun_path, most);
-      address.size_ = static_cast<::socklen_t>(path_offset + std::min(path + 1, most));
+      const std::size_t room = address.size_ - path_offset;
+      const std::size_t path = ::strnlen(address.raw_.un.sun_path, room);
+      address.size_ = static_cast<::socklen_t>(path_offset + std::min(path + 1, room));
     }
     return address;
   }
@@ -1183,6 +1206,7 @@ class Address {
     if (size_ <= path_offset) return text;  // unnamed
     const bool abstract = raw_.un.sun_path[0] == '\0';
     const std::size_t room = size_ - path_offset;
+    if (raw_.un.sun_path[0] == '@') text += "./";  // a file's name, not an abstract one
     text.append(raw_.un.sun_path, abstract ? room : ::strnlen(raw_.un.sun_path, room));
     if (abstract) text[unix_prefix.size()] = '@';
     return text;
@@ -1326,7 +1350,7 @@ enum class AcceptStatus : std::uint8_t {
   accepted,
   would_block,  // nobody is waiting
   retry,        // this one is gone already; another may be waiting
-  exhausted,    // out of descriptors or memory; who waits is still waiting
+  exhausted,    // out of descriptors or memory; whoever waits is still waiting
   failed,       // the listener is of no use: see error
 };
 
@@ -1381,10 +1405,11 @@ inline AcceptStatus classify_accept_error(int error) noexcept {
 
 // Takes one waiting connection off a listener. One system call, no allocation.
 //
-// After `exhausted` the client is still in the queue. A level-triggered listener reports it again
-// at once, and for ever: set its interest to none. An edge-triggered one says nothing more until
-// the next client comes. In both modes, modify the interest to readable when a descriptor is free
-// again, and all who wait are reported; or turn them away with a Reserve. See accept4(2).
+// After `exhausted` the client, if there is one, is still in the queue. A level-triggered listener
+// reports it again at once, and for ever: set its interest to none. An edge-triggered one says
+// nothing more until the next client comes. In both modes, modify the interest to readable when a
+// descriptor is free again, and all who wait are reported; or turn them away with a Reserve. See
+// accept4(2).
 inline Accepted accept(FdView listener) noexcept {
   ::sockaddr_storage storage{};
   auto* native = reinterpret_cast<::sockaddr*>(&storage);
@@ -1514,7 +1539,9 @@ inline Connected connect(const Address& address, const ConnectOptions& options =
 }
 
 // How a connection in progress went, or in_progress if it is not decided yet. To be called when the
-// socket is writable. A failure is told once and is final. One or two system calls.
+// socket is writable. A failure is final, and told once: asked again, it would be in_progress for
+// ever. To give up earlier, remove the socket from the Poller and close it. One or two system
+// calls.
 inline ConnectResult finish_connect(FdView socket) noexcept {
   int error = 0;
   ::socklen_t length = sizeof error;
@@ -1543,15 +1570,8 @@ inline IoResult moved(::ssize_t count) noexcept {
   return {0, IoStatus::failed, errno};
 }
 
-inline IoResult read(FdView fd, char* room, std::size_t size) noexcept {
-  if (size == 0) return {};
-  const ::ssize_t count = retry_on_eintr([&] { return ::read(fd.get(), room, size); });
-  if (count == 0) return {0, IoStatus::end_of_stream, 0};
-  return moved(count);
-}
-
 // Pipes and the like have no MSG_NOSIGNAL. So SIGPIPE is blocked for this thread while it writes,
-// and if the write raised it, swallowed.
+// and if the write raised it, swallowed: also where a blocking pipe has taken a part before.
 inline IoResult write_to_non_socket(FdView fd, const ::iovec* pieces, std::size_t count) noexcept {
   ::sigset_t sigpipe;
   ::sigset_t before;
@@ -1562,8 +1582,10 @@ inline IoResult write_to_non_socket(FdView fd, const ::iovec* pieces, std::size_
   ::pthread_sigmask(SIG_BLOCK, &sigpipe, &before);
   const IoResult result =
       moved(retry_on_eintr([&] { return ::writev(fd.get(), pieces, static_cast<int>(count)); }));
+  std::size_t size = 0;
+  for (std::size_t piece = 0; piece < count; ++piece) size += pieces[piece].iov_len;
   constexpr ::timespec now{};
-  if (result.error == EPIPE && ::sigismember(&pending, SIGPIPE) == 0)
+  if (result.bytes < size && !result.would_block() && ::sigismember(&pending, SIGPIPE) == 0)
     ::sigtimedwait(&sigpipe, nullptr, &now);
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return result;
@@ -1585,7 +1607,11 @@ inline IoResult writev(FdView fd, const ::iovec* pieces, std::size_t count) noex
 // Reads once into `room`, from any kind of descriptor. ok: 1 byte or more. An empty room is ok with
 // 0 bytes. See read(2).
 inline IoResult read(FdView fd, std::span<char> room) noexcept {
-  return detail::read(fd, room.data(), room.size());
+  if (room.empty()) return {};
+  const ::ssize_t count =
+      detail::retry_on_eintr([&] { return ::read(fd.get(), room.data(), room.size()); });
+  if (count == 0) return {0, IoStatus::end_of_stream, 0};
+  return detail::moved(count);
 }
 
 // Writes once: ok if any byte was taken, perhaps not all. (An array of char would count as text up
@@ -1602,8 +1628,8 @@ inline IoResult write(FdView fd, std::string_view bytes) noexcept {
   return detail::write_to_non_socket(fd, &piece, 1);
 }
 
-// The same for bytes in several pieces, of which the first IOV_MAX (1,024) are looked at. See
-// sendmsg(2), writev(2).
+// The same for bytes in several pieces, of which the first IOV_MAX (1,024) are looked at; a socket
+// for datagrams sends one even if all are empty. See sendmsg(2), writev(2).
 inline IoResult writev(FdView fd, std::span<const ::iovec> pieces) noexcept {
   return detail::writev(fd, pieces.data(), std::min<std::size_t>(pieces.size(), IOV_MAX));
 }
@@ -1614,7 +1640,7 @@ inline IoResult writev(FdView fd, std::span<const ::iovec> pieces) noexcept {
 inline IoResult drain(FdView fd, std::span<char> room) noexcept {
   IoResult total;
   while (total.ok() && total.bytes < room.size()) {
-    const IoResult result = detail::read(fd, room.data() + total.bytes, room.size() - total.bytes);
+    const IoResult result = read(fd, room.subspan(total.bytes));
     total = {total.bytes + result.bytes, result.status, result.error};
   }
   return total;
@@ -1646,8 +1672,8 @@ inline int socket_option(FdView socket, int name) noexcept {
 }  // namespace detail
 
 // Sends bytes through a Unix socket, at least one, and with them a descriptor: the other process
-// receives a duplicate. Yours stays yours, and may be closed at once. Two system calls. See
-// unix(7), SCM_RIGHTS.
+// receives a duplicate. Yours stays yours, and may be closed at once. It goes with the first byte:
+// if not all were taken, write the rest. Two system calls. See unix(7), SCM_RIGHTS.
 inline IoResult send_fd(FdView socket, std::string_view bytes, FdView passed) noexcept {
   if (bytes.empty()) return {0, IoStatus::failed, EINVAL};
   // TCP would send the bytes alone.
@@ -1672,9 +1698,11 @@ inline IoResult send_fd(FdView socket, std::string_view bytes, FdView passed) no
 
 // What has been received, with what came along.
 struct [[nodiscard]] Received : IoResult {
-  Address from;            // a datagram's sender, if it has a name; unspecified on a stream
-  Fd fd;                   // a descriptor that was passed: close-on-exec, else as the sender had it
-  bool truncated = false;  // the datagram was longer than the room, or more descriptors were passed
+  Address from;  // a datagram's sender, if it has a name; unspecified on a stream
+  Fd fd;         // a descriptor that was passed: close-on-exec, else as the sender had it
+  // The datagram was longer than the room; or something else that came along was not taken, such as
+  // a second descriptor, or the first when no more can be opened.
+  bool truncated = false;
 };
 
 // Receives once from a socket: one datagram, whose end is lost if the room is too small, or what a
@@ -1849,15 +1877,18 @@ class ByteQueue {
     // quarter to spare. So at most four are moved for each one put in: the cost is linear. A block
     // that a peak has left much too large is changed for a smaller one.
     const bool oversized = capacity_ > FirstBlock && needed < capacity_ / 8;
-    if (needed <= capacity_ && size() <= 4 * begin_ && !oversized) {
+    char* block = nullptr;
+    if (needed > capacity_ || size() / 4 > begin_ || oversized) {
+      const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed + size() / 4));
+      block = new (std::nothrow) char[capacity];
+      if (block == nullptr && needed > capacity_) return false;
+      if (block != nullptr) capacity_ = capacity;
+    }
+    if (block == nullptr) {
       std::memmove(block_, bytes().data(), size());
     } else {
-      const std::size_t capacity = std::max(FirstBlock, std::bit_ceil(needed + size() / 4));
-      auto* const block = new (std::nothrow) char[capacity];
-      if (block == nullptr) return false;
       if (!empty()) std::memcpy(block, bytes().data(), size());
       delete[] std::exchange(block_, block);
-      capacity_ = capacity;
     }
     end_ -= begin_;
     begin_ = 0;
@@ -2076,8 +2107,9 @@ struct WriteLimits {
 
 // Bytes queued for one peer.
 //
-// Cost: append copies; flush is one send(2) of all that is queued. Empty, it owns no heap memory;
-// else at most about twice what is queued, and at least 4 KiB.
+// Cost: append copies; flush is one send(2) of all that is queued. Empty, it owns no heap memory
+// (up to 4 MiB of empty blocks are the thread's, for the next); else at least 4 KiB, and at most
+// about twice the most that was queued since it was empty.
 class WriteBuffer {
  public:
   WriteBuffer() noexcept = default;
@@ -2176,7 +2208,7 @@ class MirroredMemory {
 // The log is a ring of memory that is mapped twice in a row, so that any part of it lies in one
 // piece, across the seam too. Positions count the bytes since the beginning, and always:
 //
-//   oldest <= every cursor <= end, and end - oldest <= capacity;
+//   oldest <= every cursor <= end, but for closed ones; and end - oldest <= capacity;
 //   a peer's own bytes ahead of its cursor are noted as ranges, in order, with others' bytes
 //   between any two and before the first: so a cursor never stands before bytes that its peer is
 //   not sent.
@@ -2184,11 +2216,11 @@ class MirroredMemory {
 // Cost: append copies once, however many peers there are. flush is one send(2), or one sendmsg(2)
 // for every 16 pieces where own bytes are left out. Finding out what is free looks at every cursor,
 // and only after the slowest peer has moved. A peer and a range take 32 bytes each, from a Slab;
-// ranges count against the capacity. An empty log starts again at the front of the ring, where the
-// cache is warm; memory that a backlog has touched stays with the log. Errors: the constructor
-// throws std::system_error, and join bad_alloc; out of memory for ranges ends the program. After
-// fork(2) both processes would write into one ring: leave it to one of them. The log must outlive
-// its cursors. See mmap(2), memfd_create(2).
+// a range counts for 24 against the capacity. An empty log starts again at the front of the ring,
+// where the cache is warm; memory that a backlog has touched stays with the log. Errors: the
+// constructor throws std::system_error, and join bad_alloc; out of memory for ranges ends the
+// program. After fork(2) both processes would write into one ring: leave it to one of them. The log
+// must outlive its cursors. See mmap(2), memfd_create(2).
 class BroadcastLog {
   struct Range {
     std::uint64_t begin;
@@ -2222,8 +2254,8 @@ class BroadcastLog {
       if (log_ != nullptr) log_->leave(peer_);
     }
 
-    // How far behind the end of the log, or of its part of it, the peer is, in bytes, its own in
-    // between included. 0: it has been sent everything.
+    // How far the peer is behind the end of the log, or behind where it was closed, in bytes, its
+    // own in between included. 0: it has been sent everything.
     std::size_t behind() const noexcept {
       if (log_ == nullptr) return 0;
       const Peer& peer = *log_->peers_.find(peer_);
@@ -2232,7 +2264,7 @@ class BroadcastLog {
     }
 
     // Ends the peer's part of the log here: it is sent what it has still to be sent, and nothing
-    // that is appended from now on. It says nothing more either.
+    // that is appended from now on; as a sender it is nobody. Makes a range if it is behind.
     void close() noexcept {
       if (log_ != nullptr) log_->close(*log_->peers_.find(peer_));
     }
@@ -2303,7 +2335,7 @@ class BroadcastLog {
   std::size_t size() noexcept { return static_cast<std::size_t>(end_ - oldest()); }
   bool empty() noexcept { return size() == 0; }
   std::size_t capacity() const noexcept { return capacity_; }
-  // The most that append would take now.
+  // The most that append would take now; 24 less, a range, from a sender that is behind.
   std::size_t room() noexcept {
     const std::size_t taken = size() + ranges_.size() * sizeof(Range);
     return taken < capacity_ ? capacity_ - taken : 0;
@@ -2324,7 +2356,7 @@ class BroadcastLog {
   std::uint64_t oldest() noexcept {
     if (at_oldest_ > 0) return oldest_;
     oldest_ = end_;
-    if (peers_.empty()) return end_;
+    if (peers_.empty()) return oldest_;  // without a walk over empty places
     for (const auto& entry : peers_) {
       if (entry.value.position < oldest_) at_oldest_ = 0;
       oldest_ = std::min(oldest_, entry.value.position);

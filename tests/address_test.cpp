@@ -224,7 +224,7 @@ TEST_CASE("what a system call has written becomes an address") {
         sizeof(::sockaddr_in6));
 }
 
-TEST_CASE("what is of another family or size becomes unspecified") {
+TEST_CASE("what is of another family or too short becomes unspecified") {
   ::sockaddr_un path{};
   path.sun_family = AF_UNIX;
   std::strcpy(path.sun_path, "/a/path/that/is/longer/than/any/address");
@@ -235,41 +235,46 @@ TEST_CASE("what is of another family or size becomes unspecified") {
   CHECK(family_of(sizeof path) == AF_UNIX);
   CHECK(family_of(2) == AF_UNIX);
   CHECK(family_of(1) == AF_UNSPEC);
-  CHECK(family_of(sizeof path + 4) == AF_UNSPEC);
+  CHECK(family_of(0) == AF_UNSPEC);
   path.sun_family = AF_INET6;
-  CHECK(family_of(sizeof path) == AF_UNSPEC);
+  CHECK(family_of(sizeof path) == AF_INET6);
   CHECK(family_of(sizeof(::sockaddr_in6) - 1) == AF_UNSPEC);
   path.sun_family = AF_NETLINK;
   CHECK(family_of(12) == AF_UNSPEC);
 }
 
-TEST_CASE("of an IPv4 or IPv6 address, only the exact size is one") {
+TEST_CASE("of an IPv4 or IPv6 address, no less is one, and no more is needed") {
   for (const char* text : {"127.0.0.1:8080", "[2001:db8::1]:443"}) {
     CAPTURE(text);
     const Address address = parsed(text);
     ::sockaddr_storage storage{};
+    std::memset(&storage, 'x', sizeof storage);
     std::memcpy(&storage, address.data(), address.size());
     for (::socklen_t size = 0; size <= sizeof storage; ++size) {
       const Address copy =
           Address::from_native(reinterpret_cast<::sockaddr*>(&storage), size);
-      const bool exact = size == address.size();
-      REQUIRE(copy == (exact ? address : Address()));
-      REQUIRE(copy.to_string() == (exact ? text : "unspecified"));
+      const bool whole = size >= address.size();
+      REQUIRE(copy == (whole ? address : Address()));
+      REQUIRE(copy.size() == (whole ? address : Address()).size());
+      REQUIRE(copy.to_string() == (whole ? text : "unspecified"));
     }
   }
 }
 
 namespace {
 
-// A path as many programs hand it to system calls: the whole struct, zeros to
-// its end.
-Address from_padded(std::string_view path) {
+// A path as many programs hand it to system calls: the whole struct, or a
+// sockaddr_storage that it lies in, zeros to the end.
+Address from_padded(std::string_view path,
+                    std::size_t size = sizeof(::sockaddr_un)) {
   ::sockaddr_un native{};
   REQUIRE(path.size() <= sizeof native.sun_path);
   native.sun_family = AF_UNIX;
   std::memcpy(native.sun_path, path.data(), path.size());
-  return Address::from_native(reinterpret_cast<::sockaddr*>(&native),
-                              sizeof native);
+  ::sockaddr_storage storage{};
+  std::memcpy(&storage, &native, sizeof native);
+  return Address::from_native(reinterpret_cast<::sockaddr*>(&storage),
+                              static_cast<::socklen_t>(size));
 }
 
 }  // namespace
@@ -278,11 +283,14 @@ TEST_CASE("a path padded with zeros is the path, of whatever length") {
   for (std::size_t length = 1; length <= 107; ++length) {
     CAPTURE(length);
     const std::string path = '/' + std::string(length - 1, 'x');
-    const Address padded = from_padded(path);
-    REQUIRE(padded == parsed("unix:" + path));
-    REQUIRE(padded.size() == parsed("unix:" + path).size());
-    REQUIRE(padded.to_string() == "unix:" + path);
-    REQUIRE(parsed(padded.to_string()) == padded);
+    for (const std::size_t size :
+         {sizeof(::sockaddr_un), sizeof(::sockaddr_storage)}) {
+      const Address padded = from_padded(path, size);
+      REQUIRE(padded == parsed("unix:" + path));
+      REQUIRE(padded.size() == parsed("unix:" + path).size());
+      REQUIRE(padded.to_string() == "unix:" + path);
+      REQUIRE(parsed(padded.to_string()) == padded);
+    }
   }
   CHECK(from_padded("/a") != from_padded("/b"));
 }
@@ -293,6 +301,8 @@ TEST_CASE(
   CHECK(padded.size() == sizeof(::sockaddr_un));
   CHECK(padded != parsed("unix:@rat"));
   CHECK(padded.to_string() == "unix:@rat" + std::string(104, '\0'));
+  CHECK(parsed(padded.to_string()) == padded);
+  CHECK(from_padded("\0rat"s, sizeof(::sockaddr_storage)) == padded);
 }
 
 TEST_CASE("a path that leaves no room for a NUL is printed whole") {
@@ -302,10 +312,8 @@ TEST_CASE("a path that leaves no room for a NUL is printed whole") {
   CHECK(address.to_string() == "unix:" + path);
   // The kernel counts a NUL behind it, but takes none.
   CHECK(address.size() == sizeof(::sockaddr_un));
-  ::sockaddr_storage storage{};
-  std::memcpy(&storage, address.data(), address.size());
-  CHECK(Address::from_native(reinterpret_cast<::sockaddr*>(&storage),
-                             sizeof(::sockaddr_un) + 1) == address);
+  CHECK(from_padded(path, sizeof(::sockaddr_un) + 1) == address);
+  CHECK(from_padded(path, sizeof(::sockaddr_storage)) == address);
   CHECK(address != from_padded(path.substr(0, 107)));
   CHECK_FALSE(Address::parse(address.to_string()));
 }

@@ -43,12 +43,13 @@ find_doctest() {
   return 1
 }
 
-# Prints the names of the unit tests, but for that of the tutorial's text.
+# Prints the names of the header's unit tests: the others are for the tutorial's
+# text and for a finished program.
 unit_tests() {
   local source
   for source in tests/*_test.cpp; do
     source=${source#tests/}
-    [[ $source == tutorial_test.cpp ]] || echo "${source%.cpp}"
+    [[ $source =~ ^(tutorial|crowd)_test ]] || echo "${source%.cpp}"
   done
 }
 

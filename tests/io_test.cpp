@@ -466,6 +466,74 @@ TEST_CASE(
   CHECK(code == 0);
 }
 
+namespace {
+
+// A blocking pipe takes as much as it holds, and then its reader goes away. In
+// a child process that SIGPIPE would kill.
+template <class Write>
+int outlive_the_reader(Write write) {
+  std::signal(SIGPIPE, SIG_DFL);
+  auto ends = make_pipe();
+  make_blocking(ends.near);
+  const int capacity = ::fcntl(ends.near.get(), F_GETPIPE_SZ);
+  if (capacity <= 0) return 1;
+  std::thread reader([&] {
+    const auto limit = Clock::now() + patience;
+    int held = 0;
+    while (::ioctl(ends.far.get(), FIONREAD, &held) == 0 && held < capacity &&
+           Clock::now() < limit)
+      std::this_thread::sleep_for(1ms);
+    ends.far.reset();
+  });
+  const std::string more(2 * static_cast<std::size_t>(capacity), 'x');
+  const IoResult partial = write(ends.near, more);
+  reader.join();
+  if (!partial.ok()) return 2;
+  if (partial.bytes != static_cast<std::size_t>(capacity)) return 3;
+  if (write(ends.near, more).error != EPIPE) return 4;
+  return 0;
+}
+
+// Both ways to write.
+IoResult in_one_piece(FdView fd, std::string_view bytes) {
+  return write(fd, bytes);
+}
+IoResult in_two_pieces(FdView fd, std::string_view bytes) {
+  const ::iovec pieces[]{piece_of(bytes.substr(0, 1000)),
+                         piece_of(bytes.substr(1000))};
+  return writev(fd, pieces);
+}
+
+}  // namespace
+
+TEST_CASE(
+    "P25 SIGPIPE kills nobody whose reader goes when a blocking pipe has "
+    "taken a part") {
+  for (const auto write : {in_one_piece, in_two_pieces}) {
+    const int code = run_in_child([write] {
+      if (const int wrong = outlive_the_reader(write); wrong != 0) return wrong;
+      if (is_pending(SIGPIPE)) return 5;
+      return is_blocked(SIGPIPE) ? 6 : 0;
+    });
+    CHECK(code == 0);
+  }
+}
+
+TEST_CASE("P25 where a pipe has taken a part, no SIGPIPE is left or lost") {
+  for (const bool before : {false, true}) {
+    CAPTURE(before);
+    const int code = run_in_child([before] {
+      block(SIGPIPE);
+      if (before) ::raise(SIGPIPE);
+      if (const int wrong = outlive_the_reader(in_one_piece); wrong != 0)
+        return wrong;
+      if (!is_blocked(SIGPIPE)) return 5;
+      return is_pending(SIGPIPE) == before ? 0 : 6;
+    });
+    CHECK(code == 0);
+  }
+}
+
 TEST_CASE("a write to a pipe leaves other signals alone") {
   const int code = run_in_child([] {
     block(SIGUSR1);

@@ -614,6 +614,23 @@ TEST_CASE("P08 a regular file or directory is refused with a hint") {
   }
 }
 
+TEST_CASE("a poller that was moved from says that it is of no use") {
+  Poller former;
+  const Poller poller{std::move(former)};
+  // NOLINTNEXTLINE(bugprone-use-after-move)
+  const Thrown thrown = thrown_by([&] { former.wait(); });
+  CHECK(thrown.error == EBADF);
+  CHECK(thrown_by([&] { former.wait(1ms); }).error == EBADF);
+}
+
+TEST_CASE("a timeout that is not a number only looks") {
+  Poller poller;
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  CHECK(poller.wait(std::chrono::duration<double>(nan)).empty());
+  using Sevenths = std::chrono::duration<double, std::ratio<1, 7>>;
+  CHECK(poller.wait(Sevenths(nan)).empty());
+}
+
 TEST_CASE("P08 a poller cannot watch itself, but another one it can") {
   Poller inner;
   Poller outer;
@@ -628,6 +645,48 @@ TEST_CASE("P08 a poller cannot watch itself, but another one it can") {
   CHECK(silent(outer));
   send_all(ends.near, "a");
   CHECK(one_event(outer).token() == Token{7});
+}
+
+TEST_CASE("P17 a poller that is added as exclusive is refused with a hint") {
+  Poller inner;
+  Poller outer;
+  const auto refused = [&] {
+    outer.add(inner, any, Interest::readable, Mode::exclusive);
+  };
+  const Thrown thrown = thrown_by(refused);
+  CHECK(thrown.error == EINVAL);
+  CHECK(thrown.text.starts_with("poller: add descriptor " +
+                                std::to_string(FdView(inner).get()) + " ("));
+  CHECK(contains(thrown.text, "or another one with Mode::exclusive"));
+  outer.add(inner, any, Interest::readable);
+}
+
+TEST_CASE("P08 pollers in a circle, or too deep, are refused with a hint") {
+  const auto check_refused = [](const Thrown& thrown, const Poller& watched) {
+    CHECK(thrown.error == ELOOP);
+    CHECK(thrown.text.starts_with("poller: add descriptor " +
+                                  std::to_string(FdView(watched).get()) +
+                                  " (pollers would watch each other"));
+    CHECK(contains(thrown.text, "in a circle"));
+    CHECK(contains(thrown.text, "deep"));
+  };
+  Poller inner;
+  Poller outer;
+  outer.add(inner, any, Interest::readable);
+  check_refused(thrown_by([&] { inner.add(outer, any, Interest::readable); }),
+                outer);
+
+  // Each is watched by the next one, as far as the kernel goes.
+  std::array<Poller, 10> chain;
+  Thrown thrown;
+  std::size_t last = 0;
+  while (thrown.error == 0 && last + 1 < chain.size()) {
+    thrown = thrown_by([&] {
+      chain.at(last + 1).add(chain.at(last), any, Interest::readable);
+    });
+    if (thrown.error == 0) ++last;
+  }
+  check_refused(thrown, chain.at(last));
 }
 
 TEST_CASE("a descriptor that is not open is refused with a hint") {
@@ -1220,6 +1279,97 @@ TEST_CASE("P20 a timeout finer than nanoseconds is rounded up, too") {
   CHECK(poller.wait(std::chrono::duration<double, std::nano>{1.25}).size() ==
         1);
   CHECK(spy::limit == 2ns);
+}
+
+namespace {
+
+// Units that no number of nanoseconds makes up: the frames of sound, and one
+// that hardly anybody has.
+using Frames = std::chrono::duration<std::int64_t, std::ratio<1, 44'100>>;
+using Sevenths = std::chrono::duration<std::int64_t, std::ratio<1, 7>>;
+
+nanoseconds time_left(const Timer& timer) {
+  ::itimerspec times{};
+  REQUIRE(::timerfd_gettime(FdView(timer).get(), &times) == 0);
+  return std::chrono::seconds{times.it_value.tv_sec} +
+         nanoseconds{times.it_value.tv_nsec};
+}
+
+}  // namespace
+
+TEST_CASE("P20 a timeout in frames or sevenths of a second is never early") {
+  const auto ends = make_pipe();
+  Poller poller;
+  poller.add(ends.near, any, Interest::writable);
+  spy::reset();
+  const auto limit_of = [&](auto timeout) {
+    REQUIRE(poller.wait(timeout).size() == 1);
+    return spy::limit;
+  };
+  for (std::int64_t count = 1; count < 2000; ++count) {
+    CAPTURE(count);
+    const auto frames = limit_of(Frames{count}).count() * 441;
+    REQUIRE(frames >= count * 10'000'000);
+    REQUIRE(frames <= count * 10'000'000 + 441);
+    const auto sevenths = limit_of(Sevenths{count}).count() * 7;
+    REQUIRE(sevenths >= count * 1'000'000'000);
+    REQUIRE(sevenths <= count * 1'000'000'000 + 7);
+  }
+  CHECK(limit_of(Frames{0}) == 0ns);
+  CHECK(limit_of(Frames{-1}) == 0ns);
+  CHECK(limit_of(Frames::min()) == 0ns);
+
+  for (const bool coarsely : {false, true}) {
+    wait_coarsely(coarsely);
+    Poller idle;
+    Timer timer;
+    for (int turn = 0; turn < 5; ++turn) {
+      auto start = Clock::now();
+      CHECK(idle.wait(Frames{441}).empty());
+      CHECK(Clock::now() - start >= 10ms);
+      start = Clock::now();
+      timer.expire_after(Frames{441});
+      CHECK(becomes_readable(timer));
+      CHECK(Clock::now() - start >= 10ms);
+    }
+  }
+  spy::reset();
+}
+
+TEST_CASE("P20 a timeout of years in frames or sevenths overflows nowhere") {
+  constexpr auto day = std::chrono::hours{24};
+  constexpr std::int64_t day_in_frames = std::int64_t{86'400} * 44'100;
+  constexpr std::int64_t day_in_sevenths = std::int64_t{86'400} * 7;
+  const auto ends = make_pipe();
+  Poller poller;
+  poller.add(ends.near, any, Interest::writable);
+  Timer timer;
+  const auto about = [](nanoseconds time, nanoseconds wanted) {
+    return time >= wanted && time <= wanted + 1us;
+  };
+  const auto check_both = [&](auto timeout, nanoseconds wanted) {
+    spy::reset();
+    CHECK(poller.wait(timeout).size() == 1);
+    CHECK(about(spy::limit, wanted));
+    spy::refuse_precise = ENOSYS;
+    Poller coarse;
+    coarse.add(ends.near, any, Interest::writable);
+    CHECK(coarse.wait(timeout).size() == 1);
+    spy::reset();
+
+    timer.expire_after(timeout);
+    CHECK(time_left(timer) > wanted - patience);
+    CHECK(time_left(timer) <= wanted + 1us);
+    timer.expire_every(timeout);
+    CHECK(time_left(timer) > wanted - patience);
+    CHECK(time_left(timer) <= wanted + 1us);
+  };
+  check_both(Frames{250 * day_in_frames}, 250 * day);
+  check_both(Sevenths{18'263 * day_in_sevenths}, 18'263 * day);  // 50 years
+  check_both(Frames{36'500 * day_in_frames}, 36'500 * day);
+
+  CHECK(poller.wait(Frames::max()).size() == 1);
+  CHECK(spy::limit == spy::forever);
 }
 
 TEST_CASE(

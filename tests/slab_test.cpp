@@ -540,6 +540,45 @@ TEST_CASE("aggregates are made as well, and constructors go first") {
 
 namespace {
 
+// Not to be found by its &.
+struct Hidden {
+  explicit Hidden(int start) : number(start) {}
+  Hidden* operator&() { return nullptr; }
+  const Hidden* operator&() const { return nullptr; }
+  int number;
+};
+struct HiddenPoint {
+  HiddenPoint* operator&() { return nullptr; }
+  const HiddenPoint* operator&() const { return nullptr; }
+  int x;
+  int y;
+};
+
+}  // namespace
+
+TEST_CASE("a value whose operator& tells something else lives in a Slab") {
+  Slab<Hidden> slab;
+  const Token one = slab.emplace(1).token;
+  const Token two = slab.emplace(2).token;
+  REQUIRE(slab.find(one) != nullptr);
+  REQUIRE(std::as_const(slab).find(two) != nullptr);
+  CHECK(slab.find(one)->number == 1);
+  CHECK(std::as_const(slab).find(two)->number == 2);
+  CHECK(slab.find(one) == std::as_const(slab).find(one));
+  CHECK(slab.erase(one));
+  CHECK(slab.find(one) == nullptr);
+  CHECK(tokens_of(slab) == std::vector<Token>{two});
+  slab.clear();
+  CHECK(slab.find(two) == nullptr);
+
+  Slab<HiddenPoint> points;
+  const Token point = points.emplace(3, 4).token;
+  REQUIRE(points.find(point) != nullptr);
+  CHECK(points.find(point)->y == 4);
+}
+
+namespace {
+
 // The kernel's page, which malloc alone would not give.
 struct alignas(4096) Page {
   char first;

@@ -279,6 +279,40 @@ TEST_CASE("several threads add, modify, set and remove while another waits") {
   CHECK(failures == 0);
 }
 
+// Neither finds it there, and one of them comes too late to add it.
+TEST_CASE("two threads may set one new descriptor at once") {
+  constexpr int rounds = 2000;
+  Poller poller;
+  const Waker waker;
+  waker.wake();
+  Failures failures{0};
+  std::atomic<int> arrived{0};
+  on_threads(2, [&](int number) {
+    int meetings = 0;
+    const auto meet = [&] {
+      ++arrived;
+      ++meetings;
+      const auto both = [&] { return arrived >= 2 * meetings; };
+      // To yield takes longer than what is to coincide.
+      for (int spins = 0; spins < 10'000 && !both(); ++spins) continue;
+      return eventually(both);
+    };
+    const Token own{static_cast<std::uint64_t>(number)};
+    for (int round = 0; round < rounds; ++round) {
+      if (!meet()) ++failures;
+      const Thrown thrown =
+          thrown_by([&] { poller.set(waker, own, Interest::readable); });
+      if (thrown.error != 0) ++failures;
+      if (!meet()) ++failures;
+      if (number != 0) continue;
+      const Events events = poller.wait(0ms);
+      if (events.size() != 1 || events[0].token() > Token{1}) ++failures;
+      if (!poller.remove(waker)) ++failures;
+    }
+  });
+  CHECK(failures == 0);
+}
+
 TEST_CASE("threads may take turns in waiting on a poller") {
   constexpr int turns_each = 200;
   Waker waker;

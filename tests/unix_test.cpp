@@ -76,15 +76,38 @@ class Directory {
 
 const Address any_name = *Address::parse("unix:");
 
+// While it lives, relative paths begin in another directory.
+class Inside {
+ public:
+  explicit Inside(const std::string& directory) {
+    REQUIRE(before_);
+    REQUIRE(::chdir(directory.c_str()) == 0);
+  }
+  ~Inside() {
+    if (::fchdir(before_.get()) != 0) std::abort();
+  }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+
+ private:
+  Fd before_{::open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+};
+
 Address parsed(std::string_view text) {
   const auto address = Address::parse(text);
   REQUIRE(address);
   return *address;
 }
 
-// Nobody else's: it has this process's number in it.
+// Nobody else's: they have this process's number in them. The longest has 107
+// bytes behind the @.
 std::string abstract_name(std::string_view rest) {
   return "unix:@edgewise-" + std::to_string(::getpid()) + std::string(rest);
+}
+std::string longest_abstract_name() {
+  std::string name = abstract_name("");
+  name.resize(sizeof "unix:@" - 1 + 107, 'x');
+  return name;
 }
 
 bool is_socket(const std::string& path) {
@@ -139,9 +162,9 @@ TEST_CASE("a path is handed to the kernel with its NUL, a name without") {
   CHECK(native.sun_path[1] == 'a');
 }
 
-TEST_CASE("a Unix address has at most 107 bytes, of a path or with its @") {
+TEST_CASE("a Unix address has at most 107 bytes, of a path or behind its @") {
   for (const char first : {'/', '@'}) {
-    const std::string most = first + std::string(106, 'x');
+    const std::string most = first + std::string(first == '@' ? 107 : 106, 'x');
     CHECK(parsed("unix:" + most).to_string() == "unix:" + most);
     CHECK(Address::from_path(most));
     for (const std::size_t more : {1U, 2U, 1000U}) {
@@ -210,6 +233,27 @@ TEST_CASE("a path that fills its room to the last byte is printed whole") {
   CHECK(local_address(socket).to_string() == "unix:" + path);
 }
 
+TEST_CASE("a file whose name begins with an @ is not an abstract name") {
+  // Only other programs bind to such.
+  Directory directory;
+  const std::string file = directory.path("@foo");
+  const Inside inside{directory.path("")};
+  ::sockaddr_un native{};
+  native.sun_family = AF_UNIX;
+  std::strcpy(native.sun_path, "@foo");
+  const Fd listener{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  REQUIRE(::bind(listener.get(), reinterpret_cast<::sockaddr*>(&native),
+                 sizeof native) == 0);
+  REQUIRE(::listen(listener.get(), 1) == 0);
+  REQUIRE(is_socket(file));
+
+  const Address address = local_address(listener);
+  CHECK(address.to_string() == "unix:./@foo");
+  CHECK(connect(address).ok());
+  CHECK(connect(parsed(address.to_string())).ok());
+  CHECK(connect(parsed("unix:@foo")).refused());
+}
+
 // ---------------------------------------------------------------------------
 // listen, accept, connect
 // ---------------------------------------------------------------------------
@@ -218,7 +262,8 @@ TEST_CASE("a Unix client is connected at once, by path or by name") {
   Directory directory;
   for (const Address& address :
        {directory.address("socket"), parsed(abstract_name("")),
-        parsed(abstract_name("\0\xff:\n\0"s))}) {
+        parsed(abstract_name("\0\xff:\n\0"s)),
+        parsed(longest_abstract_name())}) {
     CAPTURE(address.to_string());
     const Fd listener = listen(address);
     CHECK(local_address(listener) == address);

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "allocation_count.hpp"
@@ -324,6 +325,37 @@ TEST_CASE("out of memory, append queues nothing and says so") {
     CHECK(receive_some(ends.far) == "kept");
   })
       .join();
+}
+
+TEST_CASE("out of memory, a block that would do as it is does") {
+  const auto refused = [](auto& queue, std::string_view bytes) {
+    allocation_count::refuse = true;
+    const bool done = queue.append(bytes);
+    allocation_count::refuse = false;
+    return !done;
+  };
+  unsigned place = 0;
+  // Of a mebibyte so much is taken that a smaller block would hold the rest;
+  // and of a full block too little to be worth a move.
+  for (const auto& [put, taken] :
+       {std::pair<std::size_t, std::size_t>{1 << 20, (1 << 20) - 1000},
+        std::pair<std::size_t, std::size_t>{4096, 100}}) {
+    CAPTURE(put);
+    detail::ByteQueue<4096, 4> queue;
+    std::string text = next_bytes(put, place);
+    REQUIRE(queue.append(text));
+    queue.take(taken);
+    text += next_bytes(100, place);
+    CHECK_FALSE(refused(queue, std::string_view(text).substr(put)));
+    CHECK(queue.bytes() == std::string_view(text).substr(taken));
+    // What it does not hold it has no memory for, and nothing is lost.
+    CHECK(refused(queue, megabyte));
+    CHECK(queue.bytes() == std::string_view(text).substr(taken));
+    // With memory again, all goes on.
+    const std::string more = next_bytes(5000, place);
+    CHECK(queue.append(more));
+    CHECK(queue.bytes() == text.substr(taken) + more);
+  }
 }
 
 // ---------------------------------------------------------------------------

@@ -61,7 +61,7 @@ std::optional<std::uint32_t> number(std::string_view digits,
 std::optional<Native> read_path(std::string_view path) {
   ::sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.size() > 107) return std::nullopt;
+  if (path.size() > (path.starts_with('@') ? 108 : 107)) return std::nullopt;
   const bool is_file = !path.empty() && path.front() != '@';
   if (is_file && path.find('\0') != path.npos) return std::nullopt;
   for (std::size_t at = 0; at < path.size(); ++at)

@@ -1,5 +1,5 @@
-// A BroadcastLog with peers that come, speak, read, lag and go, against one
-// string for each peer.
+// A BroadcastLog with peers that come, speak, read, lag, are closed and go,
+// against one string for each peer.
 #include <vector>
 
 #include "fuzz.hpp"
@@ -17,8 +17,25 @@ struct Queue {
   std::string bytes{};
   std::string marks{};
   std::size_t notes = 0;  // pieces of own bytes: counting them takes a while
+  bool closed = false;
+  std::size_t beyond = 0;  // bytes behind the end, from when it was closed on
+
+  // What is beyond the end is noted as if it were own bytes, with those that
+  // are just before it.
+  void close() {
+    if (std::exchange(closed, true) || bytes.empty()) return;
+    if (marks.back() == '0') ++notes;
+    const std::size_t end = marks.rfind('0') + 1;
+    beyond = bytes.size() - end;
+    bytes.resize(end);
+    marks.resize(end);
+  }
 
   void append(std::string_view more, bool own) {
+    if (closed) {
+      beyond += more.size();
+      return;
+    }
     if (own && bytes.empty()) return;  // the cursor steps over it at once
     if (own && needs_note()) ++notes;
     bytes += more;
@@ -44,9 +61,14 @@ struct Queue {
     }
     bytes.erase(0, at);
     marks.erase(0, at);
+    if (closed && bytes.empty()) notes = 0;
   }
 
-  bool needs_note() const { return !marks.empty() && marks.back() == '0'; }
+  bool needs_note() const {
+    return !closed && !marks.empty() && marks.back() == '0';
+  }
+  // What the log has to keep for this peer's sake.
+  std::size_t held() const { return bytes.empty() ? 0 : bytes.size() + beyond; }
 };
 
 struct Peer {
@@ -135,6 +157,13 @@ class Comparison {
     if (!peers_.empty()) peers_[who % peers_.size()].connection.close_far();
   }
 
+  void close(std::size_t who) {
+    if (peers_.empty()) return;
+    Peer& peer = peers_[who % peers_.size()];
+    peer.cursor.close();
+    peer.queue.close();
+  }
+
   void leave(std::size_t who) {
     if (peers_.empty()) return;
     const std::size_t place = who % peers_.size();
@@ -168,8 +197,7 @@ class Comparison {
  private:
   std::size_t size() const {
     std::size_t most = 0;
-    for (const Peer& peer : peers_)
-      most = std::max(most, peer.queue.bytes.size());
+    for (const Peer& peer : peers_) most = std::max(most, peer.queue.held());
     return most;
   }
   std::size_t room() const {
@@ -210,7 +238,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data,
       case 11: comparison.receive(who, SIZE_MAX); break;
       case 12: comparison.compare(); break;
       case 13:
-        if (input.byte() == 0) comparison.close_far(who);
+        if (const std::size_t rare = input.byte(); rare == 0)
+          comparison.close_far(who);
+        else if (rare % 8 == 1)
+          comparison.close(who);
         break;
       case 14: comparison.flush(who, input.byte() % 32); break;
       case 15: comparison.roll(1 + who, input.amount() % 4096); break;
