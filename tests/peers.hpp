@@ -356,13 +356,27 @@ class Process {
 
   // VmRSS, VmSize and the like, in bytes.
   std::size_t memory(const std::string& name) const {
-    std::ifstream file(proc("status"));
-    std::string line;
-    while (std::getline(file, line)) {
-      if (line.starts_with(name + ':'))
-        return std::strtoull(line.c_str() + name.size() + 1, nullptr, 10) << 10;
-    }
-    return 0;
+    return status_number(name) << 10;
+  }
+
+  // A sanitizer's build reserves terabytes, and is slow to give memory back.
+  bool sanitized() const { return memory("VmSize") > (std::size_t{1} << 40); }
+
+  // How often it has gone to sleep: each wait that an event has ended.
+  std::size_t sleeps() const {
+    return status_number("voluntary_ctxt_switches");
+  }
+
+  // Leaves it so many free numbers for descriptors.
+  void limit_descriptors(std::size_t free) const {
+    rlimit limit{};
+    ::prlimit(pid_, RLIMIT_NOFILE, nullptr, &limit);
+    limit.rlim_cur = 0;
+    for (; free > 0; ++limit.rlim_cur)
+      if (!std::filesystem::is_symlink(
+              proc("fd/" + std::to_string(limit.rlim_cur))))
+        --free;
+    ::prlimit(pid_, RLIMIT_NOFILE, &limit, nullptr);
   }
 
  private:
@@ -430,8 +444,18 @@ class Process {
     if (pipe.writing.is_open()) ::dup2(pipe.writing.get(), number);
   }
 
-  std::string proc(const char* name) const {
+  std::string proc(const std::string& name) const {
     return "/proc/" + std::to_string(pid_) + '/' + name;
+  }
+
+  std::size_t status_number(const std::string& name) const {
+    std::ifstream file(proc("status"));
+    std::string line;
+    while (std::getline(file, line)) {
+      if (line.starts_with(name + ':'))
+        return std::strtoull(line.c_str() + name.size() + 1, nullptr, 10);
+    }
+    return 0;
   }
 
   // Fields are counted from behind the program's name, which may hold spaces.
@@ -630,9 +654,10 @@ class Room {
     return std::string_view(server_.output()).substr(start);
   }
 
-  // Connects, and no more: the server may not know of it yet.
-  Peer& connect(int receive_buffer = 0) {
-    Descriptor socket = open_socket(receive_buffer);
+  // Connects, and no more: the server may not know of it yet. With small
+  // segments the server's socket takes 100 KB for it, and not megabytes.
+  Peer& connect(int receive_buffer = 0, int segment = 0) {
+    Descriptor socket = open_socket(receive_buffer, segment);
     peers_.push_back(std::make_unique<Peer>(next_name(), std::move(socket)));
     return *peers_.back();
   }
@@ -640,10 +665,11 @@ class Room {
   // Connects peers and makes sure that the server counts all of them among
   // those who get lines. Connections are accepted in their order, so it is
   // enough that the last one's greeting reaches everybody else.
-  std::vector<Peer*> join(std::size_t count, int receive_buffer = 0) {
+  std::vector<Peer*> join(std::size_t count, int receive_buffer = 0,
+                          int segment = 0) {
     std::vector<Peer*> joined;
     for (std::size_t i = 0; i < count; ++i)
-      joined.push_back(&connect(receive_buffer));
+      joined.push_back(&connect(receive_buffer, segment));
     if (options_.broadcasts) greet(*joined.back());
     return joined;
   }
@@ -701,8 +727,25 @@ class Room {
 
   void wait_for_end_of_stream(Peer& peer) {
     wait_for_end(peer);
+    expect_end_of_stream(peer);
+  }
+
+  void expect_end_of_stream(const Peer& peer) const {
     if (peer.end() != End::end_of_stream)
       fail(peer.name() + " reads end of stream", describe_peer(peer));
+  }
+
+  // Drives all peers until the server has exited, and they know.
+  void wait_for_exit(const std::string& expected) {
+    const auto deadline = Clock::now() + time_limit();
+    const auto knows = [](const auto& peer) {
+      return !peer->connected() || !peer->reads || peer->ended();
+    };
+    while (server_.running() || !std::ranges::all_of(peers_, knows)) {
+      if (Clock::now() > deadline)
+        fail_by_timeout(expected, server_.fate() + "; " + describe_peers());
+      turn(50);
+    }
   }
 
   void wait_for_descriptors(std::size_t most) {
@@ -760,7 +803,7 @@ class Room {
            server_.fate() + last_words());
   }
 
-  Descriptor open_socket(int receive_buffer) {
+  Descriptor open_socket(int receive_buffer, int segment) {
     Descriptor socket{::socket(address_.native.ss_family,
                                SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
     if (!socket.is_open()) fail("a socket", std::strerror(errno));
@@ -768,6 +811,9 @@ class Room {
     if (receive_buffer > 0)
       ::setsockopt(socket.get(), SOL_SOCKET, SO_RCVBUF, &receive_buffer,
                    sizeof receive_buffer);
+    if (segment > 0)
+      ::setsockopt(socket.get(), IPPROTO_TCP, TCP_MAXSEG, &segment,
+                   sizeof segment);
     const int yes = 1;
     ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     const std::string expected = "a peer can connect";
@@ -838,7 +884,7 @@ class Room {
     std::string text;
     int described = 0;
     for (const auto& peer : peers_) {
-      if (!peer->connected() || described++ == 4) continue;
+      if (!peer->connected() || described++ >= 4) continue;
       text += (text.empty() ? "" : "; ") + describe_peer(*peer);
     }
     return text;

@@ -1,0 +1,348 @@
+// 06_backpressure: the slow are waited for, and the dead are not.
+//
+// When too much is queued, the server reads from nobody until it has drained:
+// those who talk find their own sockets full. A client for whom something is
+// queued, and who takes nothing of it for 5 seconds, is disconnected.
+//
+//   06_backpressure [ADDRESS:PORT]    127.0.0.1:8080 if left out
+//   nc 127.0.0.1 8080                 in two or three other terminals
+//
+// All are as slow as the slowest one now. It wakes up ten times a second to see
+// whether it is to stop, and then stops in the middle of a word.
+
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+
+#include <csignal>
+#include <deque>
+#include <iostream>
+#include <vector>
+
+#include "edgewise.hpp"
+
+using namespace edgewise;
+using namespace std::chrono_literals;
+using std::chrono::steady_clock;
+
+namespace {
+
+volatile std::sig_atomic_t stop_requested = 0;
+
+void request_stop(int) { stop_requested = 1; }
+
+constexpr Token listener_token{0};
+
+// One client may fill this many blocks of 64 KiB before others have their turn.
+constexpr int reads_per_event = 2;
+
+// As many may come in before those who are there have their turn.
+constexpr int accepts_per_event = 64;
+
+// How long not to accept when descriptors have run out.
+constexpr auto accept_pause = 100ms;
+
+// How long to listen to a rejected client, so that it can read why.
+constexpr auto linger_time = 1s;
+
+constexpr std::string_view too_long_text =
+    "error: a line has 65536 bytes at most\n";
+
+// How much may be queued for all clients together. Above the high-water mark
+// nobody is read, until it is down to the low one: two marks, lest every few
+// bytes switch it off and on again.
+constexpr std::size_t high_water = 8 << 20;
+constexpr std::size_t low_water = high_water / 2;
+
+// How often to look at who takes what is queued for him, and how often in a row
+// he may have taken nothing: he has 5 seconds.
+constexpr auto sample_interval = 1s;
+constexpr int samples_without_progress = 5;
+
+enum class State {
+  open,
+  deaf,       // takes nothing any more: read to the end, then closed
+  reset,      // the same, but half a line at its end is not worth sending
+  finished,   // its stream has ended: sent what is queued, then closed
+  rejected,   // its line was too long: sent what is queued, then lingering
+  lingering,  // our half is closed, and what it still sends is thrown away
+};
+
+struct Client {
+  Fd socket;
+  LineBuffer lines;
+  WriteBuffer output;
+  bool awaits_room = false;  // its socket is full: Interest::writable is set
+  State state = State::open;
+  bool held = false;          // not read for now: Interest::readable is not set
+  std::uint64_t sent = 0;     // to its socket, in bytes
+  std::uint64_t arrived = 0;  // of those, as of the last sample
+  int stalled_samples = 0;    // in a row: something was queued, nothing arrived
+};
+
+// Bytes that the socket has taken, but the peer's kernel has not: see tcp(7).
+std::uint64_t unacknowledged(const Fd& socket) {
+  int bytes = 0;
+  ::ioctl(socket.get(), SIOCOUTQ, &bytes);
+  return static_cast<std::uint64_t>(bytes);
+}
+
+class Server {
+ public:
+  explicit Server(const Address& address) : listener_(listen(address)) {
+    poller_.add(listener_, listener_token, Interest::readable);
+    std::cout << "listening on " << local_address(listener_).to_string()
+              << std::endl;
+  }
+
+  void run() {
+    while (stop_requested == 0) {
+      for (const Event& event : poller_.wait(100ms)) {
+        if (event.token() == listener_token) {
+          accept_clients();
+        } else {
+          if (event.readable()) read_client(event.token());
+          if (event.writable()) flush(event.token());
+        }
+      }
+      for (const Token token : unsent_) flush(token);
+      unsent_.clear();
+      do_what_is_due();
+    }
+  }
+
+ private:
+  // At the end of each turn, whatever woke the loop.
+  void do_what_is_due() {
+    drop_lingering();
+    if (steady_clock::now() >= resume_at_) resume_accepting();
+    if (queued_ > 0 && steady_clock::now() >= next_sample_) drop_stalled();
+    if (queued_ <= low_water) resume_reading();
+  }
+
+  void accept_clients() {
+    // The listener is level-triggered: who still waits is reported again.
+    for (int accepts = 0; accepts < accepts_per_event; ++accepts) {
+      Accepted accepted = accept(listener_);
+      if (accepted.retry()) continue;
+      if (accepted.exhausted()) return pause_accepting();
+      if (!accepted.ok()) return;
+      const auto [token, client] = clients_.emplace(std::move(accepted.fd));
+      // Can fail for lack of kernel memory: then this client is closed.
+      if (poller_.try_add(client.socket, token, Interest::readable,
+                          Mode::edge)) {
+        clients_.erase(token);
+        continue;
+      }
+    }
+  }
+
+  // A listener with somebody in its queue would be reported at every wait. Who
+  // waits there is served when a descriptor is free, or memory.
+  void pause_accepting() {
+    poller_.modify(listener_, listener_token, Interest::none);
+    accepting_paused_ = true;
+    resume_at_ = steady_clock::now() + accept_pause;
+  }
+
+  void resume_accepting() {
+    if (!accepting_paused_) return;
+    poller_.modify(listener_, listener_token, Interest::readable);
+    accepting_paused_ = false;
+  }
+
+  void read_client(Token token) {
+    Client* const found = clients_.find(token);
+    if (found == nullptr) return;
+    Client& client = *found;
+    if (client.state == State::finished) return;
+    if (reading_paused_) return hold(token, client, held_);
+    for (int reads = 0; reads < reads_per_event && !reading_paused_; ++reads) {
+      const IoResult result = client.lines.fill(client.socket);
+      while (const auto line = client.lines.next()) broadcast(token, *line);
+      if (result.would_block()) return;
+      if (result.end_of_stream()) return finish(token, client);
+      if (result.failed()) return drop(token);
+      if (client.lines.overlong()) reject(token, client);
+    }
+    if (reading_paused_) return hold(token, client, heard_);
+    // There may be more, and no edge will tell: modify arms it again.
+    set_interest(token, client);
+  }
+
+  // What it says waits in its socket, and when that is full, with the client.
+  void hold(Token token, Client& client, std::vector<Token>& waiting) {
+    if (client.held) return;
+    client.held = true;
+    waiting.push_back(token);
+    set_interest(token, client);
+  }
+
+  // First those who have waited, and a turn later those who have been heard:
+  // one who never stops talking would be the first each time.
+  void resume_reading() {
+    reading_paused_ = false;
+    const auto released = std::exchange(held_.empty() ? heard_ : held_, {});
+    for (const Token token : released) {
+      Client* const client = clients_.find(token);
+      if (client == nullptr) continue;
+      client->held = false;
+      set_interest(token, *client);
+    }
+  }
+
+  // The client will say nothing more, but may still be listening.
+  void finish(Token token, Client& client) {
+    if (client.state == State::reset) return drop(token);
+    if (!client.lines.rest().empty()) {
+      broadcast(token, std::string(client.lines.rest()) + '\n');
+    }
+    client.state = State::finished;
+    if (client.output.empty()) drop(token);
+  }
+
+  // Of a line that is too long nothing has gone out, and its sender hears why.
+  void reject(Token token, Client& client) {
+    if (client.state != State::open) return;
+    client.state = State::rejected;
+    // Without memory for it, it is left out.
+    static_cast<void>(enqueue(token, client, too_long_text));
+  }
+
+  // Closing at once, with bytes of the line still unread, would send a reset,
+  // which can overtake the reason. So only our half is closed, and for a while
+  // what comes is read and thrown away.
+  void linger(Token token, Client& client) {
+    client.state = State::lingering;
+    shutdown_write(client.socket);
+    lingering_.emplace_back(steady_clock::now() + linger_time, token);
+  }
+
+  void drop_lingering() {
+    while (!lingering_.empty() &&
+           lingering_.front().first <= steady_clock::now()) {
+      const Token token = lingering_.front().second;
+      lingering_.pop_front();
+      if (clients_.find(token) != nullptr) drop(token);
+    }
+  }
+
+  void broadcast(Token sender, std::string_view line) {
+    for (auto [token, client] : clients_) {
+      if (token == sender || client.state != State::open) continue;
+      // It may have an event later in this batch, which will find nobody.
+      if (!enqueue(token, client, line)) drop(token);
+    }
+  }
+
+  // To be sent at the end of the turn. False: out of memory.
+  bool enqueue(Token token, Client& client, std::string_view text) {
+    // What is not empty is in the list already, or awaits room.
+    if (client.output.empty()) unsent_.push_back(token);
+    if (!client.output.append(text)) return false;
+    queued_ += text.size();
+    reading_paused_ = reading_paused_ || queued_ > high_water;
+    return true;
+  }
+
+  void flush(Token token) {
+    Client* const found = clients_.find(token);
+    if (found == nullptr) return;
+    Client& client = *found;
+    const IoResult result = client.output.flush(client.socket);
+    client.sent += result.bytes;
+    queued_ -= result.bytes;
+    if (client.state == State::finished && !result.would_block())
+      return drop(token);
+    if (result.failed()) return stop_writing(token, client, result.error);
+    if (client.state == State::rejected && result.ok()) linger(token, client);
+    if (client.awaits_room == result.would_block()) return;
+    client.awaits_room = result.would_block();
+    set_interest(token, client);
+  }
+
+  // The client is gone, but lines that it sent before may still be unread. So
+  // only reading ends it: modify reports what there is to read once more.
+  void stop_writing(Token token, Client& client, int error) {
+    client.state = error == ECONNRESET ? State::reset : State::deaf;
+    queued_ -= client.output.size();
+    client.output = WriteBuffer();
+    client.awaits_room = false;
+    set_interest(token, client);
+  }
+
+  void set_interest(Token token, const Client& client) {
+    const Interest writing =
+        client.awaits_room ? Interest::writable : Interest::none;
+    const Interest reading = client.held ? Interest::none : Interest::readable;
+    poller_.modify(client.socket, token, reading | writing, Mode::edge);
+  }
+
+  // A socket may take megabytes that nobody ever reads, and have no room for
+  // long while somebody reads slowly. So not what it takes counts, but what
+  // arrives. By samples, not by the clock: while this process is stopped, no
+  // time passes for the client.
+  void drop_stalled() {
+    next_sample_ = steady_clock::now() + sample_interval;
+    for (auto [token, client] : clients_) {
+      const std::uint64_t before = client.arrived;
+      client.arrived = client.sent - unacknowledged(client.socket);
+      const bool stalls = !client.output.empty() && client.arrived == before;
+      client.stalled_samples = stalls ? client.stalled_samples + 1 : 0;
+      if (client.stalled_samples > samples_without_progress) drop(token);
+    }
+  }
+
+  void drop(Token token) {
+    const Client& client = *clients_.find(token);
+    queued_ -= client.output.size();
+    poller_.remove(client.socket);
+    clients_.erase(token);
+    resume_accepting();
+  }
+
+  Fd listener_;
+  Poller poller_;
+  Slab<Client> clients_;
+  std::vector<Token> unsent_;  // whose output was empty before this turn
+  std::deque<std::pair<steady_clock::time_point, Token>> lingering_;
+  bool accepting_paused_ = false;
+  steady_clock::time_point resume_at_;
+  std::size_t queued_ = 0;       // the bytes in all clients' output
+  bool reading_paused_ = false;  // they were too many
+  std::vector<Token> held_;      // who has had something to say meanwhile
+  std::vector<Token> heard_;     // who may have more, but has had his turn
+  steady_clock::time_point next_sample_;
+};
+
+// Started without standard streams, the server would get their numbers for its
+// sockets, and print into one of them.
+void occupy_standard_streams() {
+  int descriptor = 0;
+  do {
+    descriptor = ::open("/dev/null", O_RDWR);
+  } while (descriptor >= 0 && descriptor <= STDERR_FILENO);
+  if (descriptor > STDERR_FILENO) ::close(descriptor);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto address = Address::parse(argc > 1 ? argv[1] : "127.0.0.1:8080");
+  if (argc > 2 || !address) {
+    std::cerr << "usage: " << argv[0] << " [ADDRESS:PORT]"
+              << ", such as 127.0.0.1:8080 or [::1]:9000\n";
+    return 2;
+  }
+  occupy_standard_streams();
+  std::signal(SIGINT, request_stop);
+  std::signal(SIGTERM, request_stop);
+  std::signal(SIGPIPE, SIG_IGN);  // standard output may be a pipe
+  try {
+    Server(*address).run();
+  } catch (const std::exception& error) {
+    std::cerr << argv[0] << ": " << error.what() << '\n';
+    return 1;
+  }
+  return 0;
+}
