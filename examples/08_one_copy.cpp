@@ -321,9 +321,9 @@ class Server {
     Client& client = *found;
     const bool leaves =
         client.state == State::finished || client.state == State::rejected;
+    const auto left = static_cast<std::size_t>(client.last - client.sent);
     const IoResult result =
-        log_.flush(client.socket, client.cursor,
-                   leaves ? client.last - client.sent : SIZE_MAX);
+        log_.flush(client.socket, client.cursor, leaves ? left : SIZE_MAX);
     client.sent += result.bytes;
     stats_.bytes_sent += result.bytes;
     if (client.state == State::finished && !result.would_block())

@@ -664,7 +664,7 @@ class Swarm {
                             : std::nullopt;
     if (!number || *number >= senders_.size() || !expects(index, *number))
       return examine(index, text, now);
-    Sender& sender = senders_[*number];
+    Sender& sender = senders_[static_cast<std::size_t>(*number)];
     std::uint32_t& next = next_line(index, sender);
     if (next == sender.next || text != sender.text(next))
       return examine(index, text, now);
@@ -678,6 +678,11 @@ class Swarm {
     last_progress_ = last_delivery_ = now;
   }
 
+  // There is one.
+  Sender& sender_of(const Line& line) {
+    return senders_[static_cast<std::size_t>(line.sender)];
+  }
+
   // What else can come: a greeting, a wrong line, or a line out of turn.
   void examine(std::uint32_t index, std::string_view text, Time now) {
     if (text.size() == greeting_form.size() &&
@@ -686,10 +691,10 @@ class Swarm {
     const auto line = Line::parse(text);
     if (!line || text.size() != options_.size ||
         line->sender >= senders_.size() ||
-        line->number >= senders_[line->sender].next ||
+        line->number >= sender_of(*line).next ||
         line->sent > now.time_since_epoch())
       return report_corrupted(index, text);
-    Sender& sender = senders_[line->sender];
+    Sender& sender = sender_of(*line);
     const auto number = static_cast<std::uint32_t>(line->number);
     if (number >= sender.oldest && text != sender.text(number))
       return report_corrupted(index, text);
