@@ -90,8 +90,6 @@ struct Client {
   int stalled_samples = 0;    // in a row: something was queued, nothing arrived
   steady_clock::time_point last_heard = steady_clock::now();
   std::optional<std::string_view> line;  // the log was full: to be said later
-  std::uint64_t passed = 0;  // of all that was ever said, what is not for it
-  std::uint64_t last = 0;    // when it leaves: up to where it is sent
 };
 
 // What has happened since the last line about it.
@@ -171,7 +169,6 @@ class Server {
         continue;
       }
       client.cursor = log_.join();
-      client.passed = said_;
       // Whoever comes later is not due before the first one.
       next_idle_check_ =
           std::min(next_idle_check_, steady_clock::now() + idle_timeout_);
@@ -252,15 +249,15 @@ class Server {
         return set_interest(token, client);
     }
     client.state = State::finished;
-    client.last = said_ - client.passed;
-    if (client.sent == client.last) drop(token);
+    client.cursor.close();
+    if (client.cursor.behind() == 0) drop(token);
   }
 
   // Of a line that is too long nothing has gone out, and its sender hears why.
   void reject(Token token, Client& client) {
     if (client.state != State::open) return;
     client.state = State::rejected;
-    client.last = said_ - client.passed;
+    client.cursor.close();
     flush(token);
   }
 
@@ -301,8 +298,6 @@ class Server {
       reading_paused_ = true;
       return false;
     }
-    said_ += line.size();
-    sender.passed += line.size();
     unsent_ = true;
     ++stats_.lines;
     return true;
@@ -319,11 +314,7 @@ class Server {
     Client* const found = clients_.find(token);
     if (found == nullptr) return;
     Client& client = *found;
-    const bool leaves =
-        client.state == State::finished || client.state == State::rejected;
-    const auto left = static_cast<std::size_t>(client.last - client.sent);
-    const IoResult result =
-        log_.flush(client.socket, client.cursor, leaves ? left : SIZE_MAX);
+    const IoResult result = log_.flush(client.socket, client.cursor);
     client.sent += result.bytes;
     stats_.bytes_sent += result.bytes;
     if (client.state == State::finished && !result.would_block())
@@ -451,8 +442,7 @@ class Server {
   Fd listener_;
   Poller poller_;
   BroadcastLog log_{high_water};
-  std::uint64_t said_ = 0;  // all that ever went into the log, in bytes
-  bool unsent_ = false;     // something did in this turn
+  bool unsent_ = false;  // something was appended to it in this turn
   Slab<Client> clients_;
   std::deque<std::pair<steady_clock::time_point, Token>> lingering_;
   bool accepting_paused_ = false;

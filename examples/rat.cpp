@@ -11,6 +11,7 @@
 // senders wait. So no line is lost to a client that keeps reading, and memory
 // is bounded. Who takes nothing for the stall time-out is disconnected.
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
@@ -365,6 +366,20 @@ void reset_when_closed(FdView socket) {
   ::setsockopt(socket.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
+// How many descriptors below `limit` are open. Those that were inherited may
+// have any numbers, so only /proc can tell: see proc_pid_fd(5).
+::rlim_t count_descriptors(::rlim_t limit) {
+  DIR* const directory = ::opendir("/proc/self/fd");
+  if (directory == nullptr) return errno == EMFILE ? limit : STDERR_FILENO + 1;
+  ::rlim_t count = 0;
+  while (const dirent* const entry = ::readdir(directory))
+    if (entry->d_name[0] != '.' &&
+        std::strtoull(entry->d_name, nullptr, 10) < limit)
+      ++count;
+  ::closedir(directory);
+  return count - 1;  // the directory's own
+}
+
 struct Listeners {
   Fd tcp{};
   Fd unix{};
@@ -406,8 +421,7 @@ class Server {
   void limit_clients() {
     rlimit limit{};
     ::getrlimit(RLIMIT_NOFILE, &limit);
-    const Fd lowest_free{::dup(STDERR_FILENO)};
-    const auto used = static_cast<::rlim_t>(lowest_free.get());
+    const ::rlim_t used = count_descriptors(limit.rlim_cur);
     const ::rlim_t most = limit.rlim_cur > used ? limit.rlim_cur - used : 0;
     if (options_.max_clients > most)
       options_.max_clients = static_cast<std::uint32_t>(most);
@@ -694,10 +708,13 @@ class Server {
   void pause_reading(Token token, Client& client, const Event& event) {
     if (!client.paused) paused_.push_back(token);
     client.paused = true;
-    // Of a hang-up or an error the kernel tells whatever the interest.
+    // Of a hang-up or an error the kernel tells whatever the interest. And who
+    // takes nothing any more must not keep the log full.
     if (event.hang_up() || event.error()) {
       poller_.remove(client.socket);
       client.watched = false;
+      client.cursor = BroadcastLog::Cursor();
+      client.awaits_room = false;
     } else {
       set_interest(token, client);
     }

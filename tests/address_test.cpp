@@ -1,5 +1,4 @@
 // Address: what it reads, what it prints, what it refuses.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <net/if.h>
 #include <netdb.h>

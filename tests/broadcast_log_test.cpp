@@ -1,6 +1,5 @@
 // BroadcastLog: each peer is sent the bytes of all others, once and in order,
 // of which there is one copy, within a bound.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>

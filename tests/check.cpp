@@ -19,7 +19,6 @@
 #include <atomic>
 #include <iostream>
 #include <map>
-#include <random>
 #include <set>
 #include <span>
 #include <thread>
@@ -102,16 +101,6 @@ class StartedRoom : public Room {
 // Assertions
 // ---------------------------------------------------------------------------
 
-void expect(bool holds, const std::string& expected, const std::string& got) {
-  if (!holds) fail(expected, got);
-}
-
-void expect_equal(const std::string& what, std::size_t got,
-                  std::size_t wanted) {
-  expect(got == wanted, what + ": " + std::to_string(wanted),
-         std::to_string(got));
-}
-
 // Shows that the server serves whoever comes now, and so has met all who came
 // before: they stood in the same queue.
 void prove_service(Room& room) {
@@ -152,10 +141,6 @@ std::string in_words(const Command& command) {
                  ? '\'' + argument + '\''
                  : argument);
   return text;
-}
-
-bool is_one_line(std::string_view text) {
-  return text.size() > 1 && text.find('\n') == text.size() - 1;
 }
 
 void expect_refusal(const Command& command, int code) {
@@ -586,16 +571,6 @@ TEST_SUITE_END();
 
 namespace {
 
-std::vector<std::string_view> lines_of(std::string_view text) {
-  std::vector<std::string_view> lines;
-  while (!text.empty()) {
-    const std::size_t length = std::min(text.find('\n'), text.size() - 1) + 1;
-    lines.push_back(text.substr(0, length));
-    text.remove_prefix(length);
-  }
-  return lines;
-}
-
 // Waits until a peer has exactly these lines, in whatever order.
 void wait_for_lines(Room& room, Peer& peer, std::vector<std::string> wanted) {
   std::size_t size = 0;
@@ -610,13 +585,6 @@ void wait_for_lines(Room& room, Peer& peer, std::vector<std::string> wanted) {
   std::ranges::sort(wanted);
   if (got != wanted) fail(what, room.describe_peer(peer));
   peer.inbox.clear();
-}
-
-// A peer sends a line, and everybody named gets it next, and nothing else.
-void expect_delivery(Room& room, Peer& sender, const std::string& line,
-                     const std::vector<Peer*>& receivers) {
-  sender.say(line);
-  for (Peer* receiver : receivers) room.wait_for_inbox(*receiver, line);
 }
 
 }  // namespace
@@ -770,53 +738,6 @@ TEST_CASE("1,000 clients get each line once and in order") {
   step("... and another one");
   expect_delivery(room, *peers[0], "last\n", others);
 }
-
-namespace {
-
-// So many lines for each of `count` talkers, each with its letter and a number.
-std::vector<std::string> make_talk(std::size_t count, std::size_t lines_each) {
-  std::mt19937 random(2024);
-  std::uniform_int_distribution<std::size_t> lengths(0, 300);
-  std::vector<std::string> talk(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    const char letter = static_cast<char>('A' + i);
-    for (std::size_t k = 0; k < lines_each; ++k)
-      talk[i] += letter + std::to_string(k) + ' ' +
-                 std::string(lengths(random), letter) + '\n';
-  }
-  return talk;
-}
-
-// Waits until each has all that the others have said, in each one's order.
-void expect_all_talk(Room& room, const std::vector<Peer*>& peers,
-                     const std::vector<std::string>& sent) {
-  const std::size_t count = peers.size();
-  std::size_t total = 0;
-  for (const std::string& text : sent) total += text.size();
-  for (std::size_t i = 0; i < count; ++i) {
-    room.wait([&] { return peers[i]->inbox.size() >= total - sent[i].size(); },
-              peers[i]->name() + " gets all lines of the seven others");
-    // What begins with a letter, put together, must be what that one sent.
-    std::vector<std::string> heard(count);
-    for (const std::string_view line : lines_of(peers[i]->inbox)) {
-      const auto from = static_cast<std::size_t>(line[0] - 'A');
-      expect(from < count && from != i,
-             peers[i]->name() + " gets lines of the others", shown(line));
-      const std::string_view next =
-          std::string_view(sent[from]).substr(heard[from].size());
-      if (!next.starts_with(line))
-        fail("the next line from " + peers[from]->name() + " is " +
-                 shown(next.substr(0, next.find('\n') + 1)),
-             shown(line));
-      heard[from] += line;
-    }
-    for (std::size_t from = 0; from < count; ++from)
-      expect_equal("bytes from " + peers[from]->name(), heard[from].size(),
-                   from == i ? 0 : sent[from].size());
-  }
-}
-
-}  // namespace
 
 TEST_CASE("eight who talk at once never garble one another's lines") {
   StartedRoom room;
@@ -1477,6 +1398,7 @@ void expect_service_despite(Streams streams, const std::string& description) {
   const auto peers = room.join(2);
   // Here a log line that went to a socket would come to light.
   expect_delivery(room, *peers[0], "hello\n", {peers[1]});
+  const std::size_t before = room.server().descriptors();
   for (int i = 0; i < 3000; ++i) {
     Peer& guest = room.connect();
     guest.reset();
@@ -1486,7 +1408,7 @@ void expect_service_despite(Streams streams, const std::string& description) {
   for (Peer* peer : peers) peer->inbox.clear();
   expect_delivery(room, *peers[0], "hello\n", {peers[1]});
   expect_delivery(room, *peers[1], "hello\n", {peers[0]});
-  room.wait_for_descriptors(base_line(room) + 2);
+  room.wait_for_descriptors(before);
   expect_clean_exit(room, SIGTERM, "SIGTERM");
 }
 
@@ -1982,11 +1904,6 @@ TEST_SUITE_END();
 
 namespace {
 
-std::string failure_text(const Failure& failure) {
-  return "did:      " + current_step() + "\nexpected: " + failure.expected +
-         "\ngot:      " + failure.got;
-}
-
 bool nothing_was_checked = false;
 
 // One line for each check; what a failed one did, expected and got.
@@ -2093,15 +2010,6 @@ int parse_command_line(std::span<char*> arguments) {
   return suites.contains(subject.milestone) ? static_cast<int>(before) - 1 : -1;
 }
 
-// A thousand clients need a thousand descriptors, here and in the server, which
-// inherits the limit.
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, 4096);
-  ::setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -2119,7 +2027,7 @@ int main(int argc, char** argv) {
               << '\n';
     return 2;
   }
-  raise_descriptor_limit();
+  raise_descriptor_limit(4096);
   doctest::Context context;
   context.setOption("reporters", "check");
   context.applyCommandLine(options, argv);

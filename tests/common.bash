@@ -49,15 +49,18 @@ unit_tests() {
   local source
   for source in tests/*_test.cpp; do
     source=${source#tests/}
-    [[ $source =~ ^(tutorial|crowd)_test ]] || echo "${source%.cpp}"
+    [[ $source =~ ^(tutorial|crowd|rat)_test ]] || echo "${source%.cpp}"
   done
 }
 
-# What else a unit test is compiled with, as CMakeLists.txt has it.
+# What else a unit test is compiled with. CMakeLists.txt compiles doctest's own
+# part once for all of them.
+with_main=-DDOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 extra_options() {
   case $1 in
     no_exceptions_test) echo -fno-exceptions -fno-rtti ;;
-    line_buffer_test) echo -Wl,--wrap=memchr ;;
+    line_buffer_test) echo "$with_main" -Wl,--wrap=memchr ;;
+    *) echo "$with_main" ;;
   esac
 }
 

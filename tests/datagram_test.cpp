@@ -1,5 +1,4 @@
 // Datagrams through the loopback device: UDP over IPv4 and IPv6.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <string>

@@ -1,6 +1,5 @@
 // Fd and FdView: one owner, one close. And the flags of every descriptor that
 // the header makes.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
 

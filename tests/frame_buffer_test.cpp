@@ -1,6 +1,5 @@
 // FrameBuffer, against a model that is too simple to be wrong, and against what
 // it promises to cost.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>

@@ -1,5 +1,4 @@
 // read, write, writev and drain: what is moved, and no surprise in it.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <netinet/tcp.h>
 #include <sys/eventfd.h>

@@ -1,7 +1,6 @@
 // LineBuffer, against a model that is too simple to be wrong, and against what
 // it promises to cost. Linked with -Wl,--wrap=memchr, so that the bytes which
 // are searched for newlines can be counted.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>

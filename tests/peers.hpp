@@ -15,6 +15,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -32,6 +33,7 @@
 #include <functional>
 #include <iterator>
 #include <memory>
+#include <random>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -65,6 +67,26 @@ inline void step(std::string text) { current_step() = std::move(text); }
 
 [[noreturn]] inline void fail(std::string expected, std::string got) {
   throw Failure{std::move(expected), std::move(got)};
+}
+
+inline void expect(bool holds, const std::string& expected,
+                   const std::string& got) {
+  if (!holds) fail(expected, got);
+}
+
+inline void expect_equal(const std::string& what, std::size_t got,
+                         std::size_t wanted) {
+  expect(got == wanted, what + ": " + std::to_string(wanted),
+         std::to_string(got));
+}
+
+inline std::string failure_text(const Failure& failure) {
+  return "did:      " + current_step() + "\nexpected: " + failure.expected +
+         "\ngot:      " + failure.got;
+}
+
+inline bool is_one_line(std::string_view text) {
+  return text.size() > 1 && text.find('\n') == text.size() - 1;
 }
 
 // Bytes as a C string would be written, a long one cut in the middle.
@@ -149,6 +171,16 @@ inline void set_nonblocking(int descriptor) {
   ::fcntl(descriptor, F_SETFL, ::fcntl(descriptor, F_GETFL) | O_NONBLOCK);
 }
 
+// A thousand clients need a thousand descriptors, here and in the server, which
+// inherits the limit. Returns what the limit is then.
+inline rlim_t raise_descriptor_limit(rlim_t wanted) {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, wanted);
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  return limit.rlim_cur;
+}
+
 // For what the kernel reports through /proc only, without an event.
 inline void wait_by_looking(const Condition& holds, std::string expected,
                             const std::function<std::string()>& state) {
@@ -158,6 +190,22 @@ inline void wait_by_looking(const Condition& holds, std::string expected,
     ::poll(nullptr, 0, 2);
   }
 }
+
+// For a socket or another file that is not to be left behind.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    if (::mkdtemp(name_.data()) == nullptr)
+      fail("a temporary folder", std::strerror(errno));
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  ~TemporaryFolder() { std::filesystem::remove_all(name_); }
+  std::string path(const std::string& file) const { return name_ + '/' + file; }
+
+ private:
+  std::string name_ = std::filesystem::temp_directory_path() / "check.XXXXXX";
+};
 
 // ---------------------------------------------------------------------------
 // Addresses
@@ -192,6 +240,16 @@ inline Address ipv6_loopback(std::uint16_t port) {
   Address address;
   std::memcpy(&address.native, &in, sizeof in);
   address.size = sizeof in;
+  return address;
+}
+
+inline Address unix_address(std::string_view path) {
+  sockaddr_un un{};
+  un.sun_family = AF_UNIX;
+  path.copy(un.sun_path, sizeof un.sun_path - 1);
+  Address address;
+  std::memcpy(&address.native, &un, sizeof un);
+  address.size = sizeof un;
   return address;
 }
 
@@ -599,9 +657,13 @@ inline std::string describe(End end) {
 // A server and its peers
 // ---------------------------------------------------------------------------
 
-// The address in "listening on ADDRESS:PORT", or one of size 0.
+// The address in "listening on ADDRESS:PORT" or "listening on unix:PATH", or
+// one of size 0.
 inline Address parse_listening_line(std::string_view line) {
   constexpr std::string_view start = "listening on ";
+  constexpr std::string_view unix_start = "listening on unix:";
+  if (line.starts_with(unix_start))
+    return unix_address(line.substr(unix_start.size()));
   const auto colon = line.rfind(':');
   if (!line.starts_with(start) || colon == line.npos) return {};
   const std::string host(line.substr(start.size(), colon - start.size()));
@@ -746,6 +808,11 @@ class Room {
         fail_by_timeout(expected, server_.fate() + "; " + describe_peers());
       turn(50);
     }
+  }
+
+  void reset_all() {
+    for (const auto& peer : peers_) peer->reset();
+    peers_.clear();
   }
 
   void wait_for_descriptors(std::size_t most) {
@@ -900,6 +967,71 @@ class Room {
   std::vector<pollfd> waiting_;
   Process* companion_ = nullptr;
 };
+
+// A peer sends a line, and everybody named gets it next, and nothing else.
+inline void expect_delivery(Room& room, Peer& sender, const std::string& line,
+                            const std::vector<Peer*>& receivers) {
+  sender.say(line);
+  for (Peer* receiver : receivers) room.wait_for_inbox(*receiver, line);
+}
+
+// ---------------------------------------------------------------------------
+// Many who talk at once
+// ---------------------------------------------------------------------------
+
+inline std::vector<std::string_view> lines_of(std::string_view text) {
+  std::vector<std::string_view> lines;
+  while (!text.empty()) {
+    const std::size_t length = std::min(text.find('\n'), text.size() - 1) + 1;
+    lines.push_back(text.substr(0, length));
+    text.remove_prefix(length);
+  }
+  return lines;
+}
+
+// So many lines for each of `count` talkers, each with its letter and a number.
+inline std::vector<std::string> make_talk(std::size_t count,
+                                          std::size_t lines_each) {
+  std::mt19937 random(2024);
+  std::uniform_int_distribution<std::size_t> lengths(0, 300);
+  std::vector<std::string> talk(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const char letter = static_cast<char>('A' + i);
+    for (std::size_t k = 0; k < lines_each; ++k)
+      talk[i] += letter + std::to_string(k) + ' ' +
+                 std::string(lengths(random), letter) + '\n';
+  }
+  return talk;
+}
+
+// Waits until each has all that the others have said, in each one's order.
+inline void expect_all_talk(Room& room, const std::vector<Peer*>& peers,
+                            const std::vector<std::string>& sent) {
+  const std::size_t count = peers.size();
+  std::size_t total = 0;
+  for (const std::string& text : sent) total += text.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    room.wait([&] { return peers[i]->inbox.size() >= total - sent[i].size(); },
+              peers[i]->name() + " gets all lines of the others");
+    // What begins with a letter, put together, must be what that one sent.
+    std::vector<std::string> heard(count);
+    for (const std::string_view line : lines_of(peers[i]->inbox)) {
+      const auto from = static_cast<std::size_t>(line[0] - 'A');
+      expect(from < count && from != i,
+             peers[i]->name() + " gets lines of the others", shown(line));
+      const std::string_view next =
+          std::string_view(sent[from]).substr(heard[from].size());
+      if (!next.starts_with(line))
+        fail("the next line from " + peers[from]->name() + " is " +
+                 shown(next.substr(0, next.find('\n') + 1)),
+             shown(line));
+      heard[from] += line;
+    }
+    for (std::size_t from = 0; from < count; ++from)
+      expect_equal("bytes from " + peers[from]->name(), heard[from].size(),
+                   from == i ? 0 : sent[from].size());
+  }
+}
 
 // ---------------------------------------------------------------------------
 // Many megabytes

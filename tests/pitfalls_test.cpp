@@ -2,7 +2,6 @@
 // a program that is executed inherits (P05), which calls are repeated (P21),
 // and whether one fast peer can keep a loop from the others (P29). And corners
 // of P24 and P25. The rest is in the tests of each part.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/mman.h>
 

@@ -1,7 +1,6 @@
 // Poller and Event, on pipes, sockets and the real clock. The C library's
 // wrappers of the epoll calls are interposed: they count, note the time limit
 // that the kernel is given, and refuse where a test asks them to.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>

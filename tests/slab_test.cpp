@@ -1,6 +1,5 @@
 // Slab: a token finds its own value or nothing, and a value lives exactly from
 // emplace to erase.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>

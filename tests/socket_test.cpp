@@ -1,5 +1,4 @@
 // listen, accept and connect, through the loopback device.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <netinet/tcp.h>
 #include <sys/resource.h>

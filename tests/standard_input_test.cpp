@@ -1,5 +1,4 @@
 // Standard input of every kind, and which descriptors a poller can wait for.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>

@@ -1,7 +1,6 @@
 // What two threads may touch at the same time, and what they may not know of
 // each other. It is built twice: threads_tsan is the same under
 // ThreadSanitizer, which reports a race even where it does no harm.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>

@@ -3,7 +3,6 @@
 // turns the texts of a tree of files into a list of problems. First come the
 // rules, then the tests that apply them to this repository, and last those that
 // apply them to a small tree with one thing wrong in it.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cstdio>

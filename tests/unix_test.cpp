@@ -1,6 +1,5 @@
 // Unix sockets: their addresses, listeners, datagrams, pairs, and descriptors
 // that are passed through them.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 #include <sys/un.h>

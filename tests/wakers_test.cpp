@@ -1,7 +1,6 @@
 // Waker, Timer, Signals and Child: with real threads, signals and processes,
 // and the monotonic clock. What a kernel does not do on demand, which is to
 // interrupt a call that never waits, is made by interposing three calls.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
 

@@ -1,5 +1,4 @@
 // What results, events and addresses are in words, for a log.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <string>

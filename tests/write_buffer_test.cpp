@@ -1,5 +1,4 @@
 // WriteBuffer: nothing lost, nothing twice, nothing beyond its bound.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <netinet/tcp.h>
 
