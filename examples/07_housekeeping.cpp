@@ -94,7 +94,6 @@ struct Stats {
   std::uint64_t joined = 0;
   std::uint64_t left = 0;
   std::uint64_t lines = 0;
-  std::uint64_t bytes_sent = 0;
 
   bool operator==(const Stats&) const = default;
 };
@@ -292,7 +291,6 @@ class Server {
     const IoResult result = client.output.flush(client.socket);
     client.sent += result.bytes;
     queued_ -= result.bytes;
-    stats_.bytes_sent += result.bytes;
     if (client.state == State::finished && !result.would_block())
       return drop(token);
     if (result.failed()) return stop_writing(token, client, result.error);
@@ -390,8 +388,7 @@ class Server {
     const std::string line = std::to_string(clients_.size()) + " clients, " +
                              std::to_string(stats_.joined) + " joined, " +
                              std::to_string(stats_.left) + " left, " +
-                             std::to_string(stats_.lines) + " lines in, " +
-                             std::to_string(stats_.bytes_sent) + " bytes out\n";
+                             std::to_string(stats_.lines) + " lines\n";
     static_cast<void>(write(FdView{STDERR_FILENO}, line));
     stats_ = Stats{};
   }

@@ -97,7 +97,6 @@ struct Stats {
   std::uint64_t joined = 0;
   std::uint64_t left = 0;
   std::uint64_t lines = 0;
-  std::uint64_t bytes_sent = 0;
 
   bool operator==(const Stats&) const = default;
 };
@@ -316,7 +315,6 @@ class Server {
     Client& client = *found;
     const IoResult result = log_.flush(client.socket, client.cursor);
     client.sent += result.bytes;
-    stats_.bytes_sent += result.bytes;
     if (client.state == State::finished && !result.would_block())
       return drop(token);
     if (result.failed()) return stop_writing(token, client, result.error);
@@ -412,8 +410,7 @@ class Server {
     const std::string line = std::to_string(clients_.size()) + " clients, " +
                              std::to_string(stats_.joined) + " joined, " +
                              std::to_string(stats_.left) + " left, " +
-                             std::to_string(stats_.lines) + " lines in, " +
-                             std::to_string(stats_.bytes_sent) + " bytes out\n";
+                             std::to_string(stats_.lines) + " lines\n";
     static_cast<void>(write(FdView{STDERR_FILENO}, line));
     stats_ = Stats{};
   }
