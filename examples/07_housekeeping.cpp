@@ -332,12 +332,12 @@ class Server {
     }
   }
 
-  // Who cannot be heard, since he is held, is not silent.
+  // Not those who are held, or have still something to hear.
   void drop_silent() {
     const auto now = steady_clock::now();
     next_idle_check_ = never;
     for (auto [token, client] : clients_) {
-      if (client.held) client.last_heard = now;
+      if (client.held || !client.output.empty()) client.last_heard = now;
       const auto due = client.last_heard + idle_timeout_;
       if (client.state == State::open && due <= now) {
         drop(token);
@@ -373,9 +373,12 @@ class Server {
     if (!stopping() || steady_clock::now() >= stop_by_) return stopping();
     // What is in a socket counts, too: a close can throw it away.
     bool arrived = true;
-    for (auto [token, client] : clients_)
+    for (auto [token, client] : clients_) {
+      // Who is gone acknowledges nothing.
+      if (client.state == State::deaf || client.state == State::reset) continue;
       arrived = arrived && client.output.empty() &&
                 unacknowledged(client.socket) == 0;
+    }
     return arrived;
   }
 

@@ -48,9 +48,12 @@ A TCP broadcast server: each line that a client sends goes to all the others.
                            or --port is given
   --unix-mode MODE         who may connect to it, in octal (600)
   --max-clients N          more are turned away (as many as descriptors allow)
-  --max-line BYTES         the longest line, its newline included (65536)
-  --high-water BYTES       while more is queued, nobody is read from (1048576)
-  --max-backlog BYTES      the most that is ever queued, in total (8388608)
+  --max-line BYTES         the longest line, its newline included (65536); no
+                           longer than the backlog
+  --high-water BYTES       while more is queued, nobody is read from (1048576);
+                           at most half of the backlog
+  --max-backlog BYTES      the most that is ever queued, in total (8388608),
+                           besides the beginnings of lines that have no end yet
   --stall-timeout SECONDS  disconnect who takes nothing of its backlog for so
                            long, 0 for never (5)
   --idle-timeout SECONDS   disconnect who says nothing for so long (0: never)
@@ -106,8 +109,8 @@ constexpr auto accept_pause = 100ms;
 // How long the end may take.
 constexpr auto shutdown_time = 5s;
 
-// How long after a stall a newcomer is on probation: see Patience.
-constexpr auto probation_time = 60s;
+// For how long the room remembers that somebody has stalled: see read_mark.
+constexpr auto stall_memory = 60s;
 
 // The most that one send brings to a Unix socket.
 constexpr std::size_t unix_send_size = 1024;
@@ -198,41 +201,6 @@ class Log {
   steady_clock::time_point refilled_ = steady_clock::now();
 };
 
-// How long a client that holds up the room may take nothing.
-//
-// One dead client can stop the room for the stall time-out. If then it came
-// back and stalled again, and again, it could stop it for ever. So after such
-// an end newcomers are on probation for a minute, or until they have shown that
-// they read. One that holds up the room meanwhile has a fifth of the time-out,
-// the next one half of that, and so on.
-class Patience {
- public:
-  explicit Patience(steady_clock::duration full)
-      : full_(full), short_(full / 5) {}
-
-  steady_clock::duration full() const { return full_; }
-  steady_clock::duration on_probation(steady_clock::time_point now) const {
-    return now < until_ ? short_ : full_;
-  }
-
-  bool newcomers_on_probation(steady_clock::time_point now) {
-    if (now < until_) return true;
-    short_ = full_ / 5;
-    return false;
-  }
-
-  void stalled(bool was_on_probation, steady_clock::time_point now) {
-    if (was_on_probation)
-      short_ = std::max<steady_clock::duration>(short_ / 2, 5ms);
-    until_ = now + probation_time;
-  }
-
- private:
-  steady_clock::duration full_;
-  steady_clock::duration short_;
-  steady_clock::time_point until_;
-};
-
 enum class State : std::uint8_t {
   open,
   deaf,       // takes nothing any more: read to the end, then closed
@@ -263,7 +231,6 @@ struct Client {
   bool in_waiting = false;   // and its progress is looked at
   bool paused : 1 = false;   // not read from until the backlog has drained
   bool watched : 1 = true;   // by the poller: not if it hung up while paused
-  bool on_probation : 1 = false;
   bool is_unix : 1 = false;
   std::uint32_t number = 0;
   std::uint32_t heard_at = 0;  // milliseconds since the server's start
@@ -392,8 +359,7 @@ class Server {
         log_(options.quiet),
         listeners_(std::move(listeners)),
         signals_(std::move(signals)),
-        lines_(options.max_backlog),
-        patience_(to_duration(options.stall_timeout)) {
+        lines_(options.max_backlog) {
     set_accepting(Interest::readable);
     poller_.add(signals_, signals_token, Interest::readable);
     if (options_.stats > 0s) stats_at_ = now_ + to_duration(options_.stats);
@@ -480,7 +446,6 @@ class Server {
     shortage_logged_ = false;
     client.cursor = lines_.join();
     client.heard_at = uptime();
-    client.on_probation = patience_.newcomers_on_probation(now_);
     client.is_unix = accepted.peer.family() == AF_UNIX;
     if (options_.idle_timeout > 0s && !idle_check_at_)
       idle_check_at_ = now_ + to_duration(options_.idle_timeout);
@@ -542,8 +507,7 @@ class Server {
   }
 
   bool may_read() {
-    if (!reading_paused_ && lines_.size() > options_.high_water)
-      reading_paused_ = true;
+    if (!reading_paused_ && lines_.size() > read_mark()) reading_paused_ = true;
     return !reading_paused_ && !stopping_;
   }
 
@@ -580,6 +544,11 @@ class Server {
       if (!broadcast(client, line)) return pause_reading(token, client, event);
       lines = LineBuffer(options_.max_line);
     }
+    see_off(token, client);
+  }
+
+  // Once it has been sent what was said so far, it is disconnected.
+  void see_off(Token token, Client& client) {
     client.cursor.close();
     if (client.cursor.behind() == 0)
       return drop(token, client, "end of stream");
@@ -704,6 +673,27 @@ class Server {
   // Backpressure
   // -------------------------------------------------------------------------
 
+  // Above so much of a backlog nobody is read from.
+  //
+  // One dead client can stop the room for the stall time-out. If then it came
+  // back and stalled again and again, or others did so in turn, they could stop
+  // it for ever. To drop them sooner would be unfair to those who only pause.
+  // So for a minute after such an end the mark rises while somebody stalls,
+  // from the high-water mark to all that the log can hold when his time is
+  // over: the room is slow, but it is not stopped.
+  std::size_t read_mark() const {
+    if (!somebody_stalled_lately()) return options_.high_water;
+    const double share =
+        std::min(1.0, Seconds(longest_stall_) / options_.stall_timeout);
+    const auto more = static_cast<double>(lines_.capacity()) -
+                      static_cast<double>(options_.high_water);
+    return options_.high_water + static_cast<std::size_t>(share * more);
+  }
+
+  bool somebody_stalled_lately() const {
+    return last_stall_ && now_ < *last_stall_ + stall_memory;
+  }
+
   // Until resume_reading, the client is not reported as readable.
   void pause_reading(Token token, Client& client, const Event& event) {
     if (!client.paused) paused_.push_back(token);
@@ -723,7 +713,10 @@ class Server {
   // In the order in which they were paused, so that all have their turn. True
   // if there is something to flush, and then perhaps more to resume.
   bool resume_reading() {
-    if (lines_.size() > options_.high_water / 2) return false;
+    const std::size_t mark = read_mark();
+    const bool trickles = mark > options_.high_water;
+    if (lines_.size() > (trickles ? mark : options_.high_water / 2))
+      return false;
     const std::uint64_t lines_before = line_count_;
     reading_paused_ = false;
     while (!paused_.empty() && !reading_paused_) {
@@ -770,8 +763,6 @@ class Server {
     const auto acknowledged = work.sent - unacknowledged(client.socket);
     const auto unread = local_peers_.unread_by(client.socket).value_or(0);
     const bool has_read = unread < std::exchange(work.unread, unread);
-    // An acknowledgement may only mean that there was room in its kernel yet.
-    if (has_read) client.on_probation = false;
     return acknowledged != std::exchange(work.acknowledged, acknowledged) ||
            has_read;
   }
@@ -779,9 +770,9 @@ class Server {
   void check_progress() {
     // While this process itself was stopped, nobody could do anything.
     const auto elapsed =
-        std::min(now_ - progress_checked_at_, progress_interval());
+        std::min(now_ - progress_checked_at_, longest_progress_interval());
     progress_checked_at_ = now_;
-    slowest_ = lines_.size();
+    longest_stall_ = steady_clock::duration::zero();
     std::vector<Token> stalled;
     std::erase_if(waiting_, [&](Token token) {
       Client* const client = clients_.find(token);
@@ -790,9 +781,12 @@ class Server {
       Work& work = *client->work;
       work.stalled = has_progressed(*client) ? steady_clock::duration::zero()
                                              : work.stalled + elapsed;
-      if (work.stalled < patience_with(*client)) return false;
-      stalled.push_back(token);
-      return true;
+      const bool is_over = work.stalled >= stall_timeout();
+      if (is_over)
+        stalled.push_back(token);
+      else
+        longest_stall_ = std::max(longest_stall_, work.stalled);
+      return is_over;
     });
     // Of all of them, before the first is heard out: that takes room.
     for (const Token token : stalled)
@@ -802,18 +796,10 @@ class Server {
         drop_stalled(token, *client);
   }
 
-  steady_clock::duration patience_with(const Client& client) const {
-    const bool holds_up_the_room =
-        reading_paused_ && client.cursor.behind() >= slowest_ / 2;
-    return client.on_probation && holds_up_the_room
-               ? patience_.on_probation(now_)
-               : patience_.full();
-  }
-
   void drop_stalled(Token token, Client& client) {
     const std::string reason =
         "took nothing for " + to_text(client.work->stalled);
-    patience_.stalled(client.on_probation, now_);
+    last_stall_ = now_;
     ++drop_count_;
     hear_out(client);
     reset_when_closed(client.socket);
@@ -832,11 +818,18 @@ class Server {
     static_cast<void>(broadcast_lines(client));
   }
 
+  steady_clock::duration longest_progress_interval() const {
+    return std::clamp<steady_clock::duration>(stall_timeout() / 10, 1ms, 1s);
+  }
+  // So that a mark that rises does so in small steps.
   steady_clock::duration progress_interval() const {
-    const auto shortest =
-        std::min(patience_.full() / 10, patience_.on_probation(now_) / 2);
-    return std::clamp<steady_clock::duration>(
-        reading_paused_ ? shortest : patience_.full() / 10, 1ms, 1s);
+    const bool trickles = reading_paused_ && somebody_stalled_lately();
+    return std::max<steady_clock::duration>(
+        longest_progress_interval() / (trickles ? 5 : 1), 1ms);
+  }
+
+  steady_clock::duration stall_timeout() const {
+    return to_duration(options_.stall_timeout);
   }
 
   // -------------------------------------------------------------------------
@@ -893,10 +886,11 @@ class Server {
     Work& work = work_of(*client);
     const std::int64_t left = unacknowledged(client->socket);
     work.stalled += linger_time;
-    if (left != std::exchange(work.acknowledged, left))
-      work.stalled = steady_clock::duration::zero();
-    if (left == 0 || work.stalled >= std::max<steady_clock::duration>(
-                                         patience_.full(), linger_time))
+    if (has_progressed(*client)) work.stalled = steady_clock::duration::zero();
+    const bool waits_for_ever = options_.stall_timeout <= 0s;
+    if (left == 0 ||
+        (!waits_for_ever && work.stalled >= std::max<steady_clock::duration>(
+                                                stall_timeout(), linger_time)))
       return drop(token, *client, "line too long");
     lingering_.emplace_back(now_ + linger_time, token);
   }
@@ -911,7 +905,9 @@ class Server {
       // This process may have been stopped, and then nobody was listened to.
       if (unread(client.socket) > 0) client.heard_at = uptime();
       const std::chrono::milliseconds silent{uptime() - client.heard_at};
-      if (silent >= limit) {
+      if (silent >= limit && client.cursor.behind() > 0) {
+        see_off(token, client);
+      } else if (silent >= limit) {
         drop(token, client, "said nothing for " + to_text(silent));
       } else {
         longest = std::max(longest, silent);
@@ -1005,12 +1001,12 @@ class Server {
   BroadcastLog lines_;
   Slab<Client> clients_;
   std::uint32_t last_number_ = 0;
-  bool has_news_ = false;        // in the log, since flush_all
-  bool reading_paused_ = false;  // the backlog is too high
-  std::deque<Token> paused_;     // who had something to say since
-  std::vector<Token> waiting_;   // for room
-  Patience patience_;
-  std::size_t slowest_ = 0;  // is so far behind, as of check_progress
+  bool has_news_ = false;                    // in the log, since flush_all
+  bool reading_paused_ = false;              // the backlog is too high
+  std::deque<Token> paused_;                 // who had something to say since
+  std::vector<Token> waiting_;               // for room
+  steady_clock::duration longest_stall_{0};  // as of check_progress
+  std::optional<steady_clock::time_point> last_stall_;
   steady_clock::time_point progress_checked_at_;
   std::deque<std::pair<steady_clock::time_point, Token>> lingering_;
   std::optional<steady_clock::time_point> accept_at_;

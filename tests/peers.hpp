@@ -1010,9 +1010,11 @@ inline void expect_all_talk(Room& room, const std::vector<Peer*>& peers,
   const std::size_t count = peers.size();
   std::size_t total = 0;
   for (const std::string& text : sent) total += text.size();
-  for (std::size_t i = 0; i < count; ++i) {
+  // All of them first: who is not driven meanwhile would seem to be dead.
+  for (std::size_t i = 0; i < count; ++i)
     room.wait([&] { return peers[i]->inbox.size() >= total - sent[i].size(); },
               peers[i]->name() + " gets all lines of the others");
+  for (std::size_t i = 0; i < count; ++i) {
     // What begins with a letter, put together, must be what that one sent.
     std::vector<std::string> heard(count);
     for (const std::string_view line : lines_of(peers[i]->inbox)) {

@@ -192,49 +192,77 @@ bool is_disconnected(const Peer& peer) {
   return ::poll(&state, 1, 0) > 0;
 }
 
-// Of tenths of seconds, in how many of a hundred the reader got something.
-struct Share {
-  Clock::time_point next = Clock::now() + 100ms;
+// The longest time in which the reader got nothing.
+struct Silence {
+  Clock::time_point last = Clock::now();
   std::size_t before = 0;
-  int tenths = 0;
-  int lively = 0;
+  std::chrono::duration<double> longest{0};
 
   void sample(std::size_t received) {
-    if (Clock::now() < next) return;
-    next = Clock::now() + 100ms;
-    ++tenths;
-    if (received > std::exchange(before, received)) ++lively;
+    if (received == std::exchange(before, received)) return;
+    longest = std::max<std::chrono::duration<double>>(
+        longest, Clock::now() - std::exchange(last, Clock::now()));
   }
 };
 
 }  // namespace
 
-TEST_CASE("who stalls, comes back and stalls again stops the room rarely") {
-  RatRoom room(rat({"--stall-timeout", "2", "--quiet"}));
+TEST_CASE(
+    "who stalls again and again stops the room once; nobody pays for him") {
+  RatRoom room(rat({"--stall-timeout", "2"}));
   Flood flood(room);
-  step("A sends to B without a pause, and C, who takes nothing, comes back");
-  Share share;
+  const auto dead = room.join(3, 4096, 1000);
+  for (Peer* peer : dead) peer->reads = false;
+  step("A sends to B without a pause, and three take nothing");
+  Silence silence;
+  const auto run = [&](const Condition& holds, const std::string& expected) {
+    flood.until(
+        [&] {
+          silence.sample(flood.received());
+          return holds();
+        },
+        expected);
+  };
+  run([&] { return contains(room.log(), "took nothing"); },
+      "the first of them is disconnected");
+  step("for 5 seconds more, another one comes whenever one has been dropped");
+  for (Peer* peer : dead) peer->leave();
+  silence = {Clock::now(), flood.received()};
   Peer* staller = nullptr;
-  int times = 0;
+  const auto come_back = [&] {
+    if (staller != nullptr && is_disconnected(*staller))
+      room.forget(*std::exchange(staller, nullptr));
+    if (staller != nullptr) return;
+    staller = &room.connect(4096, 1000);
+    staller->reads = false;
+  };
   const auto start = Clock::now();
-  flood.until(
+  run(
       [&] {
-        if (staller != nullptr && is_disconnected(*staller)) {
-          room.forget(*staller);
-          staller = nullptr;
+        come_back();
+        return Clock::now() - start > 5s;
+      },
+      "five seconds pass");
+  INFO("at the most, nothing came for ", silence.longest.count(), " s");
+  CHECK(silence.longest < 1500ms);
+  step("an honest newcomer reads only now and then");
+  Peer& slow = room.connect();
+  slow.reads = false;
+  auto next = Clock::now();
+  run(
+      [&] {
+        come_back();
+        if (Clock::now() >= next) {
+          next += 400ms;
+          slow.reads = true;
+          slow.receive();
+          slow.reads = false;
+          expect(!slow.ended(), "he is not disconnected", "he is");
         }
-        if (staller == nullptr) {
-          staller = &room.connect(4096, 1000);
-          staller->reads = false;
-          ++times;
-        }
-        share.sample(flood.received());
         return Clock::now() - start > 9s;
       },
-      "nine seconds pass");
-  CHECK(times > 3);
-  INFO("in ", share.lively, " of ", share.tenths, " tenths of a second");
-  CHECK(share.lively * 2 > share.tenths);
+      "four seconds pass");
+  CHECK_FALSE(is_disconnected(slow));
 }
 
 TEST_CASE("who takes nothing is disconnected, and the log says why") {
@@ -318,6 +346,43 @@ void expect_slow_reader_is_kept(const Command& command, std::size_t portion) {
 
 TEST_CASE("a reader of 100 bytes a second is kept with a time-out of one") {
   expect_slow_reader_is_kept(rat({"--stall-timeout", "1"}), 25);
+}
+
+TEST_CASE(
+    "a rejected slow reader gets his backlog, though he goes on sending") {
+  RatRoom room(rat({"--stall-timeout", "1"}));
+  const auto peers = room.join(2);
+  Peer& slow = *peers[1];
+  slow.reads = false;
+  const std::string talk = block_of_lines().substr(0, 600 * 1024);
+  step(
+      "A says 600 KB, B an over-long line; for 4 s B reads 5,000 bytes a "
+      "second");
+  peers[0]->say(talk);
+  room.wait([&] { return peers[0]->unsent() == 0; }, "A has said it");
+  room.watch_for(200ms);
+  slow.say(std::string(70'000, 'x') + '\n');
+  slow.portion = 500;
+  const auto start = Clock::now();
+  auto next = start;
+  room.wait(
+      [&] {
+        if (Clock::now() >= next) {
+          next += 100ms;
+          slow.say("x");
+          slow.reads = true;
+          slow.receive();
+          slow.reads = false;
+        }
+        return Clock::now() - start > 4s;
+      },
+      "4 seconds pass");
+  step("then B reads all");
+  slow.reads = true;
+  slow.portion = 262144;
+  room.wait_for_end(slow);
+  CHECK(slow.inbox.starts_with(talk));
+  CHECK(slow.inbox.find("\nerror:") != std::string::npos);
 }
 
 // ---------------------------------------------------------------------------
