@@ -1,39 +1,17 @@
 // rat while system calls fail: what tests/faults.cpp makes of its kernel. Not a
 // line may be lost, and it may not be kept busy by what will pass.
-//
-// CMake says in EDGEWISE_RAT and EDGEWISE_FAULTS where the program and the
-// library are, if they are built.
 #include <doctest/doctest.h>
 
-#include "peers.hpp"
-
-#ifndef EDGEWISE_RAT
-  #define EDGEWISE_RAT ""
-  #define EDGEWISE_FAULTS ""
-#endif
+#include "rat.hpp"
 
 using namespace peers;
 
-REGISTER_EXCEPTION_TRANSLATOR(const Failure& failure) {
-  return failure_text(failure).c_str();
-}
-
 namespace {
 
-const bool is_complete = std::string_view(EDGEWISE_RAT) != "";
-
-// With the library in front of AddressSanitizer's, which minds.
 Command faulty_rat(const std::string& faults, const Command& options = {}) {
-  const char* const sanitizer = std::getenv("ASAN_OPTIONS");
-  Command command{"env", "FAULTS=" + faults,
-                  std::string("LD_PRELOAD=") + EDGEWISE_FAULTS,
-                  std::string("ASAN_OPTIONS=verify_asan_link_order=0:") +
-                      (sanitizer != nullptr ? sanitizer : "")};
-  for (const char* word :
-       {EDGEWISE_RAT, "--port", "0", "--stall-timeout", "20"})
-    command.emplace_back(word);
+  Command command{EDGEWISE_RAT, "--port", "0", "--stall-timeout", "20"};
   command.insert(command.end(), options.begin(), options.end());
-  return command;
+  return with_faults(faults, command);
 }
 
 class FaultyRoom : public Room {
@@ -53,18 +31,7 @@ class FaultyRoom : public Room {
            "next to no processor time", "it is busy");
     expect(server().sleeps() - sleeps < 30, "it sleeps",
            std::to_string(server().sleeps() - sleeps) + " wake-ups");
-    step("send SIGTERM");
-    server().signal(SIGTERM);
-    wait_for_exit("it ends");
-    expect(server().exited_with(0), "exit code 0",
-           server().fate() + '\n' + server().error());
-  }
-
- private:
-  static RoomOptions broadcasting() {
-    RoomOptions options;
-    options.broadcasts = true;
-    return options;
+    end_decently(*this);
   }
 };
 
@@ -101,7 +68,7 @@ void expect_all_is_well(const std::string& faults, const Command& options = {},
 
 }  // namespace
 
-TEST_SUITE_BEGIN("faults" * doctest::skip(!is_complete));
+TEST_SUITE_BEGIN("faults" * doctest::skip(!rat_is_built));
 
 // With an error that rat can do nothing about, to see that it meets it at all.
 TEST_CASE("the library makes calls fail") {

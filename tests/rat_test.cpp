@@ -1,37 +1,19 @@
 // What rat promises beyond the milestones, whose checks it passes too: its
 // limits, its time-outs, Unix sockets, and what it says about itself.
-//
-// CMake says in EDGEWISE_RAT where the program is, if it is built.
+#include "rat.hpp"
+
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
-#include "peers.hpp"
-
-#ifndef EDGEWISE_RAT
-  #define EDGEWISE_RAT ""
-#endif
-
 using namespace peers;
 
-REGISTER_EXCEPTION_TRANSLATOR(const Failure& failure) {
-  return failure_text(failure).c_str();
-}
-
 namespace {
-
-const bool has_rat = std::string_view(EDGEWISE_RAT) != "";
 
 // Of options that are given twice, the last one counts.
 Command rat(const Command& options = {}) {
   Command command{EDGEWISE_RAT, "--port", "0"};
   command.insert(command.end(), options.begin(), options.end());
   return command;
-}
-
-RoomOptions broadcasting() {
-  RoomOptions options;
-  options.broadcasts = true;
-  return options;
 }
 
 class RatRoom : public Room {
@@ -58,20 +40,13 @@ std::string refusal(const Command& command, int code) {
   return process.error();
 }
 
-void end_decently(Room& room) {
-  step("send SIGTERM");
-  room.server().signal(SIGTERM);
-  room.wait_for_exit("it ends");
-  expect(room.server().exited_with(0), "exit code 0", room.server().fate());
-}
-
 bool contains(std::string_view text, std::string_view part) {
   return text.find(part) != text.npos;
 }
 
 }  // namespace
 
-TEST_SUITE_BEGIN("rat" * doctest::skip(!has_rat));
+TEST_SUITE_BEGIN("rat" * doctest::skip(!rat_is_built));
 
 // ---------------------------------------------------------------------------
 // How many
@@ -157,21 +132,26 @@ class Flood {
 
   std::size_t received() const { return reader_.received(); }
 
-  // No more is sent; what has been arrives.
-  void finish() {
-    const std::size_t total = sent_ * mebibyte;
-    room_->wait(
-        [&] {
-          reader_.take(total);
-          reader_.expect_not_ended(total);
-          return reader_.received() == total;
-        },
-        "the reader gets all " + std::to_string(sent_) + " MiB");
+  // No more is sent; what has been reaches the reader and somebody else.
+  void finish(BlockReader& other) {
+    wait_for(other);
+    finish();
   }
+  void finish() { wait_for(reader_); }
 
   std::size_t sent() const { return sent_ * mebibyte; }
 
  private:
+  void wait_for(BlockReader& reader) {
+    room_->wait(
+        [&] {
+          reader.take(sent());
+          reader.expect_not_ended(sent());
+          return reader.received() == sent();
+        },
+        "all " + std::to_string(sent_) + " MiB arrive");
+  }
+
   void go_on() {
     constexpr std::size_t window = 4 * mebibyte;
     reader_.take(sent());
@@ -289,15 +269,7 @@ TEST_CASE("with --stall-timeout 0, who takes nothing is waited for") {
   step("then C reads, too");
   late.reads = true;
   BlockReader backlog(late);
-  const std::size_t total = flood.sent();
-  room.wait(
-      [&] {
-        backlog.take(total);
-        backlog.expect_not_ended(total);
-        return backlog.received() == total;
-      },
-      "C gets all of it");
-  flood.finish();
+  flood.finish(backlog);
   CHECK_FALSE(contains(room.log(), "took nothing"));
 }
 
@@ -331,14 +303,7 @@ void expect_slow_reader_is_kept(const Command& command, std::size_t portion) {
   step("then C takes everything at once");
   slow.reads = true;
   slow.portion = 262144;
-  room.wait(
-      [&] {
-        backlog.take(flood.sent());
-        backlog.expect_not_ended(flood.sent());
-        return backlog.received() == flood.sent();
-      },
-      "C gets all of it");
-  flood.finish();
+  flood.finish(backlog);
   CHECK_FALSE(contains(room.log(), "took nothing"));
 }
 

@@ -10,31 +10,17 @@
 // that he said, and it ends with the last line of all; or, of one who has
 // half-closed, not before his own last line. Of each sender everybody hears all
 // lines, in order; of one who has reset, the first so many.
-//
-// CMake says in EDGEWISE_RAT and EDGEWISE_FAULTS where the program and the
-// library are, if they are built.
 #include <doctest/doctest.h>
 
 #include <cstdint>
 #include <iostream>
 #include <map>
 
-#include "peers.hpp"
-
-#ifndef EDGEWISE_RAT
-  #define EDGEWISE_RAT ""
-  #define EDGEWISE_FAULTS ""
-#endif
+#include "rat.hpp"
 
 using namespace peers;
 
-REGISTER_EXCEPTION_TRANSLATOR(const Failure& failure) {
-  return failure_text(failure).c_str();
-}
-
 namespace {
-
-const bool is_complete = std::string_view(EDGEWISE_RAT) != "";
 
 std::uint32_t number_from(const char* variable, std::uint32_t otherwise) {
   const char* const text = std::getenv(variable);
@@ -333,10 +319,7 @@ class Party {
     step("all leave");
     for (const std::uint32_t id : here_) guests_.at(id).peer->leave();
     room_.wait_for_descriptors(room_.idle_descriptors() + 1);  // the observer
-    room_.server().signal(SIGTERM);
-    room_.wait_for_exit("it ends");
-    expect(room_.server().exited_with(0), "exit code 0",
-           room_.server().fate() + '\n' + room_.server().error());
+    end_decently(room_);
   }
 
   Room room_;
@@ -372,7 +355,7 @@ const Command rat{EDGEWISE_RAT, "--port", "0", "--stall-timeout", "60"};
 
 }  // namespace
 
-TEST_SUITE_BEGIN("soak" * doctest::skip(!is_complete));
+TEST_SUITE_BEGIN("soak" * doctest::skip(!rat_is_built));
 
 TEST_CASE("a room as it comes") { soak(rat); }
 
@@ -390,16 +373,11 @@ TEST_CASE("a room on a Unix socket") {
 }
 
 TEST_CASE("a room on a kernel that fails now and then") {
-  const char* const sanitizer = std::getenv("ASAN_OPTIONS");
-  Command command{
-      "env",
-      "FAULTS=recv:short=20,recv:EINTR=5,recv:EAGAIN=5,send:short=20,"
+  const Command command = with_faults(
+      "recv:short=20,recv:EINTR=5,recv:EAGAIN=5,send:short=20,"
       "send:EINTR=5,send:EAGAIN=5,send:ENOBUFS=5,accept:EINTR=20,"
       "accept:ECONNABORTED=10,accept:EMFILE=5,wait:EINTR=5",
-      std::string("LD_PRELOAD=") + EDGEWISE_FAULTS,
-      std::string("ASAN_OPTIONS=verify_asan_link_order=0:") +
-          (sanitizer != nullptr ? sanitizer : "")};
-  command.insert(command.end(), rat.begin(), rat.end());
+      rat);
   soak(command, {"--high-water", "20000", "--max-backlog", "70000"});
 }
 

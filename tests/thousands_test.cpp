@@ -1,26 +1,11 @@
 // rat with ten thousand clients.
-//
-// CMake says where the programs are, if they are built: EDGEWISE_RAT with
-// sanitizers, EDGEWISE_RAT_PLAIN without, and EDGEWISE_CROWD.
 #include <doctest/doctest.h>
 
-#include "peers.hpp"
-
-#ifndef EDGEWISE_RAT
-  #define EDGEWISE_RAT ""
-  #define EDGEWISE_RAT_PLAIN ""
-  #define EDGEWISE_CROWD ""
-#endif
+#include "rat.hpp"
 
 using namespace peers;
 
-REGISTER_EXCEPTION_TRANSLATOR(const Failure& failure) {
-  return failure_text(failure).c_str();
-}
-
 namespace {
-
-const bool is_complete = std::string_view(EDGEWISE_RAT) != "";
 
 // Ten thousand, or as many as this machine has descriptors for.
 std::size_t most_clients() {
@@ -33,15 +18,9 @@ std::size_t most_clients() {
   return limit - others;
 }
 
-RoomOptions broadcasting() {
-  RoomOptions options;
-  options.broadcasts = true;
-  return options;
-}
-
 }  // namespace
 
-TEST_SUITE_BEGIN("thousands" * doctest::skip(!is_complete));
+TEST_SUITE_BEGIN("thousands" * doctest::skip(!rat_is_built));
 
 TEST_CASE("all hear all that four of them say") {
   const std::size_t count = most_clients();

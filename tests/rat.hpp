@@ -1,0 +1,55 @@
+// What the tests of the finished rat have in common.
+//
+// CMake says where the programs are, if they are built: EDGEWISE_RAT with
+// sanitizers, EDGEWISE_RAT_PLAIN without, EDGEWISE_CROWD, and EDGEWISE_FAULTS,
+// the library of tests/faults.cpp.
+#ifndef TESTS_RAT_HPP
+#define TESTS_RAT_HPP
+
+#include <doctest/doctest.h>
+
+#include "peers.hpp"
+
+#ifndef EDGEWISE_RAT
+  #define EDGEWISE_RAT ""
+  #define EDGEWISE_RAT_PLAIN ""
+  #define EDGEWISE_CROWD ""
+  #define EDGEWISE_FAULTS ""
+#endif
+
+REGISTER_EXCEPTION_TRANSLATOR(const peers::Failure& failure) {
+  return peers::failure_text(failure).c_str();
+}
+
+namespace peers {
+
+inline const bool rat_is_built = std::string_view(EDGEWISE_RAT) != "";
+
+inline RoomOptions broadcasting() {
+  RoomOptions options;
+  options.broadcasts = true;
+  return options;
+}
+
+// With the library in front of AddressSanitizer's, which minds.
+inline Command with_faults(const std::string& faults, const Command& command) {
+  const char* const sanitizer = std::getenv("ASAN_OPTIONS");
+  Command all{"env", "FAULTS=" + faults,
+              std::string("LD_PRELOAD=") + EDGEWISE_FAULTS,
+              std::string("ASAN_OPTIONS=verify_asan_link_order=0:") +
+                  (sanitizer != nullptr ? sanitizer : "")};
+  all.insert(all.end(), command.begin(), command.end());
+  return all;
+}
+
+inline void end_decently(Room& room) {
+  step("send SIGTERM");
+  room.server().signal(SIGTERM);
+  room.wait_for_exit("it ends");
+  expect(room.server().exited_with(0), "exit code 0",
+         room.server().fate() + '\n' + room.server().error());
+}
+
+}  // namespace peers
+
+#endif  // TESTS_RAT_HPP
