@@ -2010,6 +2010,62 @@ class MessageBuffer {
   bool overlong_ = false;
 };
 
+// Finds the newlines of 64 bytes at once, where the processor has an instruction for it, and
+// remembers those behind the first: so short lines do not cost a search each.
+class NewlineSearch {
+ public:
+  NewlineSearch() noexcept = default;
+  NewlineSearch(NewlineSearch&& other) noexcept : ahead_(std::exchange(other.ahead_, 0)) {}
+  NewlineSearch& operator=(NewlineSearch&& other) noexcept {
+    ahead_ = std::exchange(other.ahead_, 0);
+    return *this;
+  }
+  NewlineSearch(const NewlineSearch&) = delete;
+  NewlineSearch& operator=(const NewlineSearch&) = delete;
+  ~NewlineSearch() = default;
+
+  // The length of the line that these bytes begin with, newline included, or 0 if it has no end
+  // yet. The next call is to be with the bytes behind that line, and perhaps more.
+  std::size_t first_line(std::string_view bytes) noexcept {
+    std::size_t searched = 0;
+    if (ahead_ == 0 && bytes.size() >= block_size) {
+      ahead_ = newlines_in_block(bytes.data());
+      searched = block_size;
+    }
+    if (ahead_ != 0) {
+      const int before = std::countr_zero(ahead_);
+      ahead_ = ahead_ >> before >> 1;
+      return static_cast<std::size_t>(before) + 1;
+    }
+    const char* const start = bytes.data() + searched;
+    const void* const newline = std::memchr(start, '\n', bytes.size() - searched);
+    if (newline == nullptr) return 0;
+    return static_cast<std::size_t>(static_cast<const char*>(newline) - bytes.data()) + 1;
+  }
+
+ private:
+#ifdef __SSE2__
+  static constexpr std::size_t block_size = 64;
+
+  // A bit for each newline, the lowest for the first byte.
+  static std::uint64_t newlines_in_block(const char* block) noexcept {
+    return newlines_in_quarter(block) | newlines_in_quarter(block + 16) << 16 |
+           newlines_in_quarter(block + 32) << 32 | newlines_in_quarter(block + 48) << 48;
+  }
+  static std::uint64_t newlines_in_quarter(const char* bytes) noexcept {
+    using Quarter [[gnu::vector_size(16)]] = char;
+    Quarter quarter;
+    std::memcpy(&quarter, bytes, sizeof quarter);
+    return static_cast<std::uint32_t>(__builtin_ia32_pmovmskb128(quarter == '\n'));
+  }
+#else
+  static constexpr std::size_t block_size = SIZE_MAX;  // memchr alone
+  static std::uint64_t newlines_in_block(const char*) noexcept { return 0; }
+#endif
+
+  std::uint64_t ahead_ = 0;  // bit i: a newline i bytes behind the last line's
+};
+
 }  // namespace detail
 
 // Takes bytes in as they come and hands whole lines out, newline included.
@@ -2020,10 +2076,10 @@ class MessageBuffer {
 // A read goes into a block of 64 KiB that is borrowed from the thread's spare one; lines are views
 // of it. Only a line that the end of the block cuts is copied, into memory of its own.
 //
-// Cost: every byte is looked at once, in memchr, and copied at most once (and once more now and
-// then as a long line grows), however the stream is cut. Whole lines cost no allocation, a line
-// that is cut one or two. An idle buffer owns no heap memory; one that holds a piece of a line, at
-// most twice that piece. Out of memory ends the program (noexcept).
+// Cost: every byte is looked at once, or twice in short lines, and copied at most once (and once
+// more now and then as a long line grows), however the stream is cut. Whole lines cost no
+// allocation, a line that is cut one or two. An idle buffer owns no heap memory; one that holds a
+// piece of a line, at most twice that piece. Out of memory ends the program (noexcept).
 class LineBuffer : public detail::MessageBuffer<65536> {
  public:
   LineBuffer() noexcept : LineBuffer(65536) {}
@@ -2037,16 +2093,15 @@ class LineBuffer : public detail::MessageBuffer<65536> {
     forget_handed_out();
     const std::string_view bytes = block_.bytes();
     if (bytes.empty()) return give_back();
-    const void* const newline = std::memchr(bytes.data(), '\n', bytes.size());
-    const std::size_t length =
-        newline == nullptr
-            ? bytes.size()
-            : static_cast<std::size_t>(static_cast<const char*>(newline) - bytes.data()) + 1;
+    const std::size_t length = newlines_.first_line(bytes);
     // Without its newline a line of the greatest length is too long already.
-    if (partial_.size() + length + (newline == nullptr ? 1 : 0) > longest_) return give_up();
-    if (newline == nullptr) return keep_partial();
+    if (partial_.size() + (length > 0 ? length : bytes.size() + 1) > longest_) return give_up();
+    if (length == 0) return keep_partial();
     return hand_out(length);
   }
+
+ private:
+  detail::NewlineSearch newlines_;
 };
 
 // What goes before a frame of `length` bytes: the length in 4 bytes, the highest first.
