@@ -1642,6 +1642,23 @@ TEST_CASE("asked to stop, it waits no longer than five seconds") {
          "after " + std::to_string(waited.count()) + " s");
 }
 
+TEST_CASE("asked to stop, it does not wait for who is gone") {
+  StartedRoom room;
+  const auto peers = room.join(2);
+  Peer& late = *room.join(1, 4096).front();
+  leave_backlog(room, peers, late);
+  step("send SIGTERM; then C, who has a backlog, resets its connection");
+  room.server().signal(SIGTERM);
+  room.watch_for(300ms);
+  const auto start = Clock::now();
+  late.reset();
+  room.wait_for_exit("it ends");
+  const std::chrono::duration<double> waited = Clock::now() - start;
+  expect(waited < 3s, "it ends at once",
+         "after " + std::to_string(waited.count()) + " s");
+  expect(room.server().exited_with(0), "exit code 0", room.server().fate());
+}
+
 TEST_CASE("asked to stop twice, it ends at once") {
   StartedRoom room;
   const auto peers = room.join(2);

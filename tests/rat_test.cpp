@@ -350,6 +350,25 @@ TEST_CASE(
   CHECK(slow.inbox.find("\nerror:") != std::string::npos);
 }
 
+TEST_CASE("who is silent for too long still gets what is queued for him") {
+  RatRoom room(rat({"--idle-timeout", "1", "--stall-timeout", "0",
+                    "--high-water", "4194304"}));
+  const auto peers = room.join(2);
+  Peer& late = *room.join(1, 4096, 1000).front();
+  late.reads = false;
+  step("A says 3 MiB, which B reads and C does not; then all are silent");
+  send_blocks(room, *peers[0], {peers[1]}, 3);
+  room.wait_for_log("client 2 left: said nothing for 1");
+  step("a second later, C reads");
+  room.watch_for(1s);
+  late.reads = true;
+  room.wait_for_end_of_stream(late);
+  BlockReader backlog(late);
+  backlog.take(3 * mebibyte);
+  CHECK(backlog.received() == 3 * mebibyte);
+  CHECK(late.inbox.empty());
+}
+
 // ---------------------------------------------------------------------------
 // Unix sockets
 // ---------------------------------------------------------------------------
