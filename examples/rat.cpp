@@ -27,6 +27,7 @@
 #include <deque>
 #include <iostream>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "edgewise.hpp"
@@ -99,6 +100,20 @@ constexpr Token signals_token{2};
 
 // As many may come in before those who are there have their turn.
 constexpr int accepts_per_event = 64;
+
+// A client may be read from until so much is in the log, or so much is to be
+// sent to all clients together, which takes some milliseconds.
+constexpr std::size_t largest_send = 512 << 10;
+constexpr std::size_t most_sent_in_a_turn = 32 << 20;
+
+// How long to wait for more to send when several talk: for each client a part
+// of the 6 microseconds that a send takes. A shorter pause than 50 us the
+// kernel does not make (prctl(2), PR_SET_TIMERSLACK), and ten clients would
+// feel it.
+constexpr std::size_t gathered_enough = 64 << 10;
+constexpr std::chrono::nanoseconds gather_time_each = 1us;
+constexpr std::chrono::nanoseconds shortest_gather_time = 50us;
+constexpr std::chrono::nanoseconds longest_gather_time = 1ms;
 
 // How long to listen to a rejected client, so that it can read why.
 constexpr auto linger_time = 1s;
@@ -373,6 +388,7 @@ class Server {
           deadline ? poller_.wait_until(*deadline) : poller_.wait();
       now_ = steady_clock::now();
       for (const Event& event : events) handle(event);
+      if (talkers_ > 1 && lines_.size() < gathered_enough) gather();
       if (has_news_) flush_all();
       keep_house();
       while (reading_paused_ && resume_reading()) flush_all();
@@ -392,6 +408,19 @@ class Server {
     if (options_.max_clients > most)
       options_.max_clients = static_cast<std::uint32_t>(most);
     log_.line("room for " + plural(options_.max_clients, "client"));
+  }
+
+  // Where several talk at once, more of them are about to, and to send
+  // everybody all of it at once costs little more than to send a part. So
+  // there is a pause before the flush, of about a sixth of the time that the
+  // flush will take; and who has spoken meanwhile is read, too.
+  void gather() {
+    const auto pause = static_cast<int>(clients_.size()) * gather_time_each;
+    if (pause >= shortest_gather_time)
+      std::this_thread::sleep_for(std::min(pause, longest_gather_time));
+    const Events events = poller_.wait(0s);
+    now_ = steady_clock::now();
+    for (const Event& event : events) handle(event);
   }
 
   void handle(const Event& event) {
@@ -484,22 +513,36 @@ class Server {
   // Clients speak
   // -------------------------------------------------------------------------
 
-  // One read of at most 64 KiB: then others have their turn.
   void read_client(Token token, Client& client, const Event& event) {
     if (client.state == State::lingering) return throw_away(token, client);
     if (!is_read_from(client)) return;
     if (client.paused || !may_read())
       return pause_reading(token, client, event);
-    const IoResult result = work_of(client).lines.fill(client.socket);
-    if (result.bytes > 0) client.heard_at = uptime();
-    // The kernel tells of a reset once, and perhaps the log is full.
-    if (is_final(result)) client.state = State::reset;
-    if (!broadcast_lines(client)) return pause_reading(token, client, event);
+    const std::uint64_t lines_before = line_count_;
+    IoResult result;
+    do {
+      result = work_of(client).lines.fill(client.socket);
+      if (result.bytes > 0) client.heard_at = uptime();
+      // The kernel tells of a reset once, and perhaps the log is full.
+      if (is_final(result)) client.state = State::reset;
+      if (!broadcast_lines(client)) return pause_reading(token, client, event);
+    } while (goes_on(client, result));
+    if (line_count_ != lines_before) ++talkers_;
     if (client.work->lines.overlong()) return reject(token, client);
     if (is_final(result))
       return drop(token, client, std::strerror(result.error));
     if (result.end_of_stream()) return finish(token, client, event);
     settle(client);
+  }
+
+  // A read that fills its block leaves more behind, and a send of 512 KiB costs
+  // 0.6 times what eight of 64 KiB do. But a turn must not take too long: then
+  // others have theirs.
+  bool goes_on(const Client& client, const IoResult& result) {
+    if (result.bytes < LineBuffer::block_size || client.work->lines.overlong())
+      return false;
+    const std::size_t size = lines_.size();
+    return size < largest_send && size * clients_.size() < most_sent_in_a_turn;
   }
 
   static bool is_read_from(const Client& client) {
@@ -610,6 +653,7 @@ class Server {
 
   void flush_all() {
     has_news_ = false;
+    talkers_ = 0;
     for (auto [token, client] : clients_)
       if (!client.awaits_room) flush(token, client);
   }
@@ -997,11 +1041,12 @@ class Server {
   Signals signals_;
   Reserve reserve_;
   LocalPeers local_peers_;
-  Poller poller_;
+  Poller poller_{1024};
   BroadcastLog lines_;
   Slab<Client> clients_;
   std::uint32_t last_number_ = 0;
   bool has_news_ = false;                    // in the log, since flush_all
+  std::uint32_t talkers_ = 0;                // who have said that
   bool reading_paused_ = false;              // the backlog is too high
   std::deque<Token> paused_;                 // who had something to say since
   std::vector<Token> waiting_;               // for room
