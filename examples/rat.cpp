@@ -106,14 +106,14 @@ constexpr int accepts_per_event = 64;
 constexpr std::size_t largest_send = 512 << 10;
 constexpr std::size_t most_sent_in_a_turn = 32 << 20;
 
-// How long to wait for more to send when several talk: for each client a part
-// of the 6 microseconds that a send takes. A shorter pause than 50 us the
-// kernel does not make (prctl(2), PR_SET_TIMERSLACK), and ten clients would
-// feel it.
+// How long to pause before so much is sent, or more: for each client a part of
+// what a send to it takes, some 6 us or some 60 us. A shorter pause than 50 us
+// the kernel does not make (prctl(2), PR_SET_TIMERSLACK).
 constexpr std::size_t gathered_enough = 64 << 10;
 constexpr std::chrono::nanoseconds gather_time_each = 1us;
-constexpr std::chrono::nanoseconds shortest_gather_time = 50us;
-constexpr std::chrono::nanoseconds longest_gather_time = 1ms;
+constexpr std::chrono::nanoseconds drain_time_each = 20us;
+constexpr std::chrono::nanoseconds shortest_pause = 50us;
+constexpr std::chrono::nanoseconds longest_pause = 1ms;
 
 // How long to listen to a rejected client, so that it can read why.
 constexpr auto linger_time = 1s;
@@ -388,7 +388,7 @@ class Server {
           deadline ? poller_.wait_until(*deadline) : poller_.wait();
       now_ = steady_clock::now();
       for (const Event& event : events) handle(event);
-      if (talkers_ > 1 && lines_.size() < gathered_enough) gather();
+      if (has_news_) pause_before_flush();
       if (has_news_) flush_all();
       keep_house();
       while (reading_paused_ && resume_reading()) flush_all();
@@ -410,17 +410,30 @@ class Server {
     log_.line("room for " + plural(options_.max_clients, "client"));
   }
 
-  // Where several talk at once, more of them are about to, and to send
-  // everybody all of it at once costs little more than to send a part. So
-  // there is a pause before the flush, of about a sixth of the time that the
-  // flush will take; and who has spoken meanwhile is read, too.
-  void gather() {
-    const auto pause = static_cast<int>(clients_.size()) * gather_time_each;
-    if (pause >= shortest_gather_time)
-      std::this_thread::sleep_for(std::min(pause, longest_gather_time));
+  // A short pause can spare more than it costs. Where several talk at once,
+  // more are about to, and to send all of it at once costs little more than a
+  // part. And where much is sent, those who have not taken in the last of it
+  // should first have time to: what waits in the kernel leaves the cache.
+  void pause_before_flush() {
+    const bool is_little = lines_.size() < gathered_enough;
+    if (is_little ? talkers_ < 2 : !somebody_lags()) return;
+    const auto pause = static_cast<int>(clients_.size()) *
+                       (is_little ? gather_time_each : drain_time_each);
+    if (pause >= shortest_pause)
+      std::this_thread::sleep_for(std::min(pause, longest_pause));
+    if (!is_little) return;
     const Events events = poller_.wait(0s);
     now_ = steady_clock::now();
     for (const Event& event : events) handle(event);
+  }
+
+  // Whether the first who will be sent to has not acknowledged what was sent
+  // before. To ask all would cost too much.
+  bool somebody_lags() {
+    for (auto [token, client] : clients_)
+      if (client.cursor.behind() > 0 && !client.awaits_room)
+        return unacknowledged(client.socket) > 0;
+    return false;
   }
 
   void handle(const Event& event) {
