@@ -2370,19 +2370,9 @@ class BroadcastLog {
   // socket is full: wait until it is writable. For a cursor that is empty, or another log's, there
   // is nothing to send.
   IoResult flush(FdView fd, const Cursor& cursor, std::size_t budget = SIZE_MAX) noexcept {
-    IoResult total;
-    if (cursor.log_ != this) return total;
+    if (cursor.log_ != this) return {};
     Peer& peer = *peers_.find(cursor.peer_);
-    while (total.ok() && peer.position < end_of(peer) && total.bytes < budget) {
-      const Pieces pieces = pieces_ahead(peer, budget - total.bytes);
-      const IoResult sent = pieces.count == 1
-                                ? write(fd, {at(peer.position), pieces.bytes})
-                                : detail::writev(fd, pieces.vectors.data(), pieces.count);
-      advance(peer, sent.bytes);
-      total = {total.bytes + sent.bytes, sent.status, sent.error};
-      if (sent.ok() && sent.bytes < pieces.bytes) total.status = IoStatus::would_block;
-    }
-    return total;
+    return peer.first == none ? flush_all(fd, peer, budget) : flush_others(fd, peer, budget);
   }
 
   // Bytes that some peer has still to be sent. To be held against a high-water mark: above, stop
@@ -2405,6 +2395,32 @@ class BroadcastLog {
 
   char* at(std::uint64_t position) const noexcept {
     return ring_.data() + (position - front_) % ring_.size();
+  }
+
+  // Without own bytes ahead. What a closed peer has ahead is all its own.
+  IoResult flush_all(FdView fd, Peer& peer, std::size_t budget) noexcept {
+    if (peer.position >= end_) return {};
+    const auto size =
+        static_cast<std::size_t>(std::min<std::uint64_t>(end_ - peer.position, budget));
+    IoResult sent = write(fd, {at(peer.position), size});
+    if (sent.bytes > 0) move(peer, peer.position + sent.bytes);
+    if (sent.ok() && sent.bytes < size) sent.status = IoStatus::would_block;
+    return sent;
+  }
+
+  // Own bytes are left out.
+  IoResult flush_others(FdView fd, Peer& peer, std::size_t budget) noexcept {
+    IoResult total;
+    while (total.ok() && peer.position < end_of(peer) && total.bytes < budget) {
+      const Pieces pieces = pieces_ahead(peer, budget - total.bytes);
+      const IoResult sent = pieces.count == 1
+                                ? write(fd, {at(peer.position), pieces.bytes})
+                                : detail::writev(fd, pieces.vectors.data(), pieces.count);
+      advance(peer, sent.bytes);
+      total = {total.bytes + sent.bytes, sent.status, sent.error};
+      if (sent.ok() && sent.bytes < pieces.bytes) total.status = IoStatus::would_block;
+    }
+    return total;
   }
 
   // The position of the slowest peer, or the end if there is none.

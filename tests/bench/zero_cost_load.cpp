@@ -1,6 +1,7 @@
 // The load for zero_cost: it starts a server, gives it work that is the same
 // every time, and checks every byte that comes back. KIND says what the server
-// does: echo, line_echo or broadcast.
+// does: echo, line_echo or broadcast; or rat, which broadcasts, too, but ends
+// only when it is told to.
 //
 //   zero_cost_load KIND CLIENTS ROUNDS BATCHES -- SERVER...
 //
@@ -24,6 +25,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -56,12 +59,17 @@ class Server {
       std::_Exit(127);
     }
     close(ends[1]);
+    // The last number of its first line.
     std::FILE* const said = fdopen(ends[0], "r");
-    if (std::fscanf(said, "%hu", &port_) != 1) die("the server names no port");
+    for (int byte = 0; (byte = std::getc(said)) != EOF && byte != '\n';)
+      port_ = byte < '0' || byte > '9' ? 0 : port_ * 10 + (byte - '0');
+    if (port_ == 0) die("the server names no port");
     std::fclose(said);
   }
 
-  unsigned short port() const { return port_; }
+  std::uint16_t port() const { return static_cast<std::uint16_t>(port_); }
+
+  void stop() const { kill(pid_, SIGTERM); }
 
   void join() const {
     int status = 0;
@@ -71,7 +79,7 @@ class Server {
 
  private:
   pid_t pid_ = 0;
-  unsigned short port_ = 0;
+  int port_ = 0;
 };
 
 class Peer {
@@ -135,6 +143,8 @@ class Peer {
  private:
   int fd_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 };
+
+bool echoes(std::string_view kind) { return kind.ends_with("echo"); }
 
 std::string lines(std::size_t count, std::size_t length) {
   std::string text;
@@ -209,7 +219,7 @@ void try_pieces(const Peer& from, const Peer& to) {
 }
 
 void trials(std::string_view kind, const Server& server) {
-  const bool echo = kind != "broadcast";
+  const bool echo = echoes(kind);
   const Peer one(server);
   const Peer two(server);
   const Peer& to = echo ? one : two;
@@ -254,9 +264,10 @@ int main(int argc, char** argv) {
   if (count == 2) {
     trials(words[1], server);
   } else {
-    work(words[0] != "broadcast", server, std::stoul(argv[2]),
-         std::stoul(argv[3]), std::stoul(argv[4]));
+    work(echoes(words[0]), server, std::stoul(argv[2]), std::stoul(argv[3]),
+         std::stoul(argv[4]));
   }
+  if (words[0] == "rat") server.stop();
   server.join();
   return 0;
 }

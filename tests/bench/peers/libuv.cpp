@@ -64,6 +64,8 @@ void received(uv_stream_t* stream, ssize_t count, const uv_buf_t*) {
   Client& client = *static_cast<Client*>(stream->data);
   if (count < 0) return drop(client);
   room.hear(client, {input.data(), static_cast<std::size_t>(count)});
+  // libuv calls this up to 32 times before it is another one's turn.
+  if (room.has_enough_news()) room.flush(flush);
 }
 
 void connected(uv_stream_t* listener, int) {

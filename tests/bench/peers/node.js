@@ -3,10 +3,12 @@ const net = require('node:net');
 
 const members = new Set();
 let flushIsDue = false;
+let news = 0;  // bytes, since the last flush
 
 // Once in a turn of the loop, when all that came in has been read.
 function flush() {
   flushIsDue = false;
+  news = 0;
   for (const member of members) {
     if (member.queue.length === 0) continue;
     member.socket.write(
@@ -27,6 +29,9 @@ function hear(speaker, bytes) {
   speaker.halfLine = end < bytes.length ? [bytes.subarray(end)] : [];
   for (const member of members)
     if (member !== speaker) member.queue.push(lines);
+  // Up to 32 reads are heard before it is another one's turn.
+  news += lines.length;
+  if (news >= 131072) return flush();
   if (!flushIsDue) setImmediate(flush);
   flushIsDue = true;
 }
