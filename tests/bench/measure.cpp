@@ -2,6 +2,7 @@
 //
 //   measure load SERVER_CPU LOAD_CPU SERVER... -- LOAD...
 //   measure idle COUNT SERVER...
+//   measure connect COUNT SERVER...
 //
 // Starts the server, on the one processor, and waits for a first line that ends
 // with its port. Then `load` runs the load on the other one, with {port}
@@ -11,8 +12,9 @@
 //   the server's peak of resident memory in KiB
 //
 // `idle` connects so many clients that say nothing, and prints by how many
-// bytes the server's resident memory has grown for each of them. Exit code 1:
-// the server or the load has failed, and no figure counts.
+// bytes the server's resident memory has grown for each of them; `connect`, how
+// many ns of processor time the server took for all of them. Exit code 1: the
+// server or the load has failed, and no figure counts.
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -108,6 +110,14 @@ struct Process {
       if (line.starts_with(name)) return std::atol(line.c_str() + name.size());
     die("the server is gone");
   }
+
+  // So far, in ns. The kernel counts what has run up to its last tick.
+  long long cpu_time() const {
+    std::ifstream statistics("/proc/" + std::to_string(pid) + "/schedstat");
+    long long time = 0;
+    statistics >> time;
+    return time;
+  }
 };
 
 long long number_in(const std::string& json, const std::string& name) {
@@ -141,41 +151,67 @@ void measure_load(int server_cpu, int load_cpu, const Command& server_command,
               number_in(json, "latency_p99_ns"), peak);
 }
 
-void measure_idle(int count, const Command& server_command) {
-  rlimit limit{};
-  ::getrlimit(RLIMIT_NOFILE, &limit);
-  limit.rlim_cur = limit.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &limit);
-  const Process server(server_command, -1);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(static_cast<std::uint16_t>(server.port()));
-  const auto connect_one = [&] {
+// A server and clients that say nothing.
+class Idlers {
+ public:
+  explicit Idlers(const Command& server_command) : server(server_command, -1) {
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+    address_.sin_family = AF_INET;
+    address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address_.sin_port = htons(static_cast<std::uint16_t>(server.port()));
+    first_ = connect_one();
+    settle(connect_one());
+  }
+  Idlers(const Idlers&) = delete;
+  Idlers& operator=(const Idlers&) = delete;
+  ~Idlers() { ::kill(server.pid, SIGKILL); }
+
+  // Until the server has accepted all of them.
+  void connect(int count) const {
+    for (int i = 1; i < count; ++i) connect_one();
+    settle(connect_one());
+  }
+
+  const Process server;
+
+ private:
+  int connect_one() const {
     const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-    if (::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) !=
-        0)
+    if (::connect(fd, reinterpret_cast<const sockaddr*>(&address_),
+                  sizeof address_) != 0)
       die(std::string("cannot connect: ") + std::strerror(errno));
     return fd;
-  };
-  // Two who talk show that all who came between them have been accepted.
-  const int first = connect_one();
-  const auto settle = [&](int last) {
-    char byte = 0;
-    pollfd waiting{first, POLLIN, 0};
-    if (::send(last, "\n", 1, MSG_NOSIGNAL) != 1 ||
-        ::poll(&waiting, 1, 60'000) != 1 || ::recv(first, &byte, 1, 0) != 1)
-      die("the server does not pass a line on");
-  };
-  settle(connect_one());
-  const long before = server.memory("VmRSS:");
-  for (int i = 0; i < count; ++i) {
-    const int fd = connect_one();
-    if (i == count - 1) settle(fd);
   }
-  const long after = server.memory("VmRSS:");
-  ::kill(server.pid, SIGKILL);
+
+  // What the last one says shows that all who came before have been accepted.
+  void settle(int last) const {
+    char byte = 0;
+    pollfd waiting{first_, POLLIN, 0};
+    if (::send(last, "\n", 1, MSG_NOSIGNAL) != 1 ||
+        ::poll(&waiting, 1, 60'000) != 1 || ::recv(first_, &byte, 1, 0) != 1)
+      die("the server does not pass a line on");
+  }
+
+  sockaddr_in address_{};
+  int first_ = -1;
+};
+
+void measure_idle(int count, const Command& server_command) {
+  const Idlers idlers(server_command);
+  const long before = idlers.server.memory("VmRSS:");
+  idlers.connect(count);
+  const long after = idlers.server.memory("VmRSS:");
   std::printf("%.0f\n", 1024.0 * static_cast<double>(after - before) / count);
+}
+
+void measure_connect(int count, const Command& server_command) {
+  const Idlers idlers(server_command);
+  const long long before = idlers.server.cpu_time();
+  idlers.connect(count);
+  std::printf("%lld\n", idlers.server.cpu_time() - before);
 }
 
 }  // namespace
@@ -189,6 +225,9 @@ int main(int argc, char** argv) {
                  {words.begin() + 3, dashes}, {dashes + 1, words.end()});
   } else if (words.size() > 2 && words[0] == "idle") {
     measure_idle(std::atoi(words[1].c_str()), {words.begin() + 2, words.end()});
+  } else if (words.size() > 2 && words[0] == "connect") {
+    measure_connect(std::atoi(words[1].c_str()),
+                    {words.begin() + 2, words.end()});
   } else {
     die("see its first lines for its arguments");
   }

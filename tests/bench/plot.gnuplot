@@ -8,7 +8,9 @@ set xlabel "clients"
 set ylabel "µs of the server's processor time"
 set logscale x 10
 set logscale y 10
-set format x "%.0f"
+set yrange [0.05:*]
+set ytics (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+set format x "%'.0f"
 set grid ytics lc rgb "#dddddd"
 set key outside right top
 set border 3

@@ -1,11 +1,14 @@
 # The results of tests/bench/run as Markdown; or, with -v plot=1, the cost of a
 # delivery by clients (rows) and servers (columns) for gnuplot.
-BEGIN { FS = "\t" }
+# `order` has the servers' names.
+BEGIN {
+  FS = "\t"
+  server_count = split(order, servers, " ")
+}
 
 {
   if (!($1 in seen_scenario)) scenarios[++scenario_count] = $1
-  if (!($2 in seen_server)) servers[++server_count] = $2
-  seen_scenario[$1]; seen_server[$2]
+  seen_scenario[$1]
   if ($3 > rounds) rounds = $3
   if ($1 == "idle") { cost[$1, $2, $3] = $4; next }
   cost[$1, $2, $3] = $5 / $4 / 1000  # us for a delivery
@@ -13,7 +16,7 @@ BEGIN { FS = "\t" }
   rate[$1, $2, $3] = $4
 }
 
-# The median of table[scenario, server, *], or "".
+# The median of table[scenario, server, *], or ""; and the lowest and the highest.
 function median(table, scenario, server,   n, i, k, values, swap) {
   for (i = 1; i <= rounds; ++i)
     if ((scenario, server, i) in table) {
@@ -26,7 +29,8 @@ function median(table, scenario, server,   n, i, k, values, swap) {
   return n == 0 ? "" : values[int((n + 1) / 2)]
 }
 
-# The best peer by its median, and rat's ratio to it round by round.
+# The best peer by its median, and the median of rat's ratios to it, round by
+# round; and which were the lowest and the highest one.
 function compare(table, scenario,   i, value, best, ratio) {
   best_peer = ""
   for (i = 1; i <= server_count; ++i) {
@@ -43,24 +47,23 @@ function compare(table, scenario,   i, value, best, ratio) {
   return median(ratio, "x", "x")
 }
 
-function print_table(title, table, format,   i, k, value) {
+function print_table(title, table,   i, k, value, best) {
   printf "\n%s\n\n|  |", title
-  for (k = 1; k <= scenario_count; ++k) printf " %s |", scenarios[k]
-  printf "\n|---|"
-  for (k = 1; k <= scenario_count; ++k) printf "---|"
-  for (i = 1; i <= server_count; ++i) {
-    printf "\n| %s |", servers[i]
-    for (k = 1; k <= scenario_count; ++k) {
-      value = median(table, scenarios[k], servers[i])
-      printf value == "" ? " - |" : " " format " |", value
-    }
-  }
-  printf "\n| **rat to the best** |"
+  for (i = 1; i <= server_count; ++i) printf " %s |", servers[i]
+  printf " rat beside the best of the others |\n|---|---|"
+  for (i = 1; i <= server_count; ++i) printf "---|"
+  print ""
   for (k = 1; k <= scenario_count; ++k) {
     value = compare(table, scenarios[k])
-    printf value == "" ? " - |" : " %.2f (%s) |", value, best_peer
+    if (best_peer == "") continue
+    best = sprintf("%.2f of %s, %.2f to %.2f", value, best_peer, lowest, highest)
+    printf "| %s |", scenarios[k]
+    for (i = 1; i <= server_count; ++i) {
+      value = median(table, scenarios[k], servers[i])
+      printf value == "" ? " - |" : value < 100 ? " %.3g |" : " %.0f |", value
+    }
+    printf " %s |\n", best
   }
-  print ""
 }
 
 function print_noise(   i, k, value, spread, n, sum) {
@@ -92,7 +95,7 @@ END {
     exit
   }
   print_table("Processor time of the server, us for a delivery " \
-              "(idle: bytes of memory for a client), medians:", cost, "%.3g")
-  print_table("Latency of a delivery, p99, ms, medians:", late, "%.3g")
+              "(idle: bytes of memory for a client), medians:", cost)
+  print_table("Latency of a delivery, p99, ms, medians:", late)
   print_noise()
 }
