@@ -49,7 +49,7 @@ unit_tests() {
   local source
   for source in tests/*_test.cpp; do
     source=${source#tests/}
-    [[ $source =~ ^(tutorial|crowd|rat|faults|soak|thousands)_test ]] || echo "${source%.cpp}"
+    [[ $source =~ ^(tutorial|crowd|rat|faults|soak|thousands|loops)_test ]] || echo "${source%.cpp}"
   done
 }
 

@@ -683,6 +683,7 @@ struct RoomOptions {
   Streams streams;
   bool broadcasts = false;  // a line reaches the other peers
   bool echoes = false;      // and its sender
+  bool many_loops = false;  // what reaches one peer reaches others later
   std::uint16_t port = 0;   // known beforehand: no first line is waited for
 };
 
@@ -914,6 +915,7 @@ class Room {
     }
     // The first one in the room has nobody to hear it.
     if (witnesses.empty()) return;
+    if (options_.many_loops) return greet_again_and_again(newcomer, witnesses);
     newcomer.say(greeting);
     wait(
         [&] {
@@ -924,6 +926,39 @@ class Room {
         "everybody gets " + shown(greeting));
     for (Peer* peer : witnesses)
       peer->inbox.resize(peer->inbox.size() - greeting.size());
+  }
+
+  // Another loop may not have accepted those who came before; and what was said
+  // before a newcomer came may reach the newcomer's loop later. So only what is
+  // said when all are in is sure to be the last to come.
+  void greet_again_and_again(Peer& newcomer,
+                             const std::vector<Peer*>& witnesses) {
+    const auto everybody_got = [&](const std::string& greeting) {
+      return std::ranges::all_of(witnesses, [&](const Peer* peer) {
+        return peer->inbox.find(greeting) != std::string::npos;
+      });
+    };
+    const auto deadline = Clock::now() + time_limit();
+    for (int attempt = 1;; ++attempt) {
+      const std::string greeting = "here is " + newcomer.name() + ", said " +
+                                   std::to_string(attempt) + " times\n";
+      newcomer.say(greeting);
+      const auto pause = Clock::now() + attempt * 50ms;
+      wait([&] { return everybody_got(greeting) || Clock::now() > pause; },
+           "everybody gets " + shown(greeting));
+      if (everybody_got(greeting)) break;
+      if (Clock::now() > deadline)
+        fail_by_timeout("everybody gets " + shown(greeting), describe_peers());
+    }
+    watch_for(20ms);
+    for (const auto& peer : peers_)
+      if (peer->reads) forget_greetings(peer->inbox);
+  }
+
+  static void forget_greetings(std::string& inbox) {
+    for (auto at = inbox.find("here is "); at != inbox.npos;
+         at = inbox.find("here is ", at))
+      inbox.erase(at, inbox.find('\n', at) + 1 - at);
   }
 
   void turn(int milliseconds) {

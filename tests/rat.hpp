@@ -13,8 +13,10 @@
 #ifndef EDGEWISE_RAT
   #define EDGEWISE_RAT ""
   #define EDGEWISE_RAT_PLAIN ""
-  #define EDGEWISE_CROWD ""
   #define EDGEWISE_FAULTS ""
+#endif
+#ifndef EDGEWISE_CROWD
+  #define EDGEWISE_CROWD ""
 #endif
 
 REGISTER_EXCEPTION_TRANSLATOR(const peers::Failure& failure) {
