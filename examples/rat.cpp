@@ -101,15 +101,16 @@ constexpr Token signals_token{2};
 // As many may come in before those who are there have their turn.
 constexpr int accepts_per_event = 64;
 
-// A client may be read from until so much is in the log, or so much is to be
-// sent to all clients together, which takes some milliseconds.
-constexpr std::size_t largest_send = 512 << 10;
+// What may be read from all clients together before it is sent, and what all
+// those sends may come to, which takes some milliseconds.
+constexpr std::size_t most_read_in_a_turn = 512 << 10;
 constexpr std::size_t most_sent_in_a_turn = 32 << 20;
 
 // How long to pause before so much is sent, or more: for each client a part of
-// what a send to it takes, some 6 us or some 60 us. A shorter pause than 50 us
-// the kernel does not make (prctl(2), PR_SET_TIMERSLACK).
-constexpr std::size_t gathered_enough = 64 << 10;
+// what a send to it takes, some 6 us or some 60 us. The kernel adds 50 us of
+// its own to each pause (prctl(2), PR_SET_TIMERSLACK), so short ones are no
+// use.
+constexpr std::size_t much_news = 64 << 10;
 constexpr std::chrono::nanoseconds gather_time_each = 1us;
 constexpr std::chrono::nanoseconds drain_time_each = 20us;
 constexpr std::chrono::nanoseconds shortest_pause = 50us;
@@ -387,9 +388,11 @@ class Server {
       const Events events =
           deadline ? poller_.wait_until(*deadline) : poller_.wait();
       now_ = steady_clock::now();
-      for (const Event& event : events) handle(event);
-      if (has_news_) pause_before_flush();
-      if (has_news_) flush_all();
+      handle(events);
+      if (news_ > 0) {
+        pause_before_flush();
+        flush_all();
+      }
       keep_house();
       while (reading_paused_ && resume_reading()) flush_all();
       if (stopping_) drop_who_has_all();
@@ -415,8 +418,8 @@ class Server {
   // part. And where much is sent, those who have not taken in the last of it
   // should first have time to: what waits in the kernel leaves the cache.
   void pause_before_flush() {
-    const bool is_little = lines_.size() < gathered_enough;
-    if (is_little ? talkers_ < 2 : !somebody_lags()) return;
+    const bool is_little = news_ < much_news;
+    if (is_little ? talkers_ < 2 : !first_receiver_lags()) return;
     const auto pause = static_cast<int>(clients_.size()) *
                        (is_little ? gather_time_each : drain_time_each);
     if (pause >= shortest_pause)
@@ -424,16 +427,21 @@ class Server {
     if (!is_little) return;
     const Events events = poller_.wait(0s);
     now_ = steady_clock::now();
-    for (const Event& event : events) handle(event);
+    handle(events);
   }
 
-  // Whether the first who will be sent to has not acknowledged what was sent
-  // before. To ask all would cost too much.
-  bool somebody_lags() {
+  // It has not acknowledged what it was sent before. To ask all would cost too
+  // much.
+  bool first_receiver_lags() {
     for (auto [token, client] : clients_)
       if (client.cursor.behind() > 0 && !client.awaits_room)
         return unacknowledged(client.socket) > 0;
     return false;
+  }
+
+  void handle(const Events& events) {
+    share_reading(events.size());
+    for (const Event& event : events) handle(event);
   }
 
   void handle(const Event& event) {
@@ -533,13 +541,15 @@ class Server {
       return pause_reading(token, client, event);
     const std::uint64_t lines_before = line_count_;
     IoResult result;
+    std::size_t bytes = 0;
     do {
       result = work_of(client).lines.fill(client.socket);
+      bytes += result.bytes;
       if (result.bytes > 0) client.heard_at = uptime();
       // The kernel tells of a reset once, and perhaps the log is full.
       if (is_final(result)) client.state = State::reset;
       if (!broadcast_lines(client)) return pause_reading(token, client, event);
-    } while (goes_on(client, result));
+    } while (goes_on(client, result, bytes));
     if (line_count_ != lines_before) ++talkers_;
     if (client.work->lines.overlong()) return reject(token, client);
     if (is_final(result))
@@ -548,14 +558,23 @@ class Server {
     settle(client);
   }
 
-  // A read that fills its block leaves more behind, and a send of 512 KiB costs
-  // 0.6 times what eight of 64 KiB do. But a turn must not take too long: then
-  // others have theirs.
-  bool goes_on(const Client& client, const IoResult& result) {
-    if (result.bytes < LineBuffer::block_size || client.work->lines.overlong())
-      return false;
-    const std::size_t size = lines_.size();
-    return size < largest_send && size * clients_.size() < most_sent_in_a_turn;
+  // A read that fills its block leaves more behind, and to send 512 KiB at once
+  // costs 0.6 times what eight times 64 KiB do. But others are to have their
+  // turn, and a mark that --high-water sets is not to be passed by far.
+  bool goes_on(const Client& client, const IoResult& result,
+               std::size_t bytes) {
+    return result.bytes == LineBuffer::block_size && bytes < reading_share_ &&
+           !client.work->lines.overlong() && lines_.size() <= read_mark();
+  }
+
+  // How much each of so many clients may be read in this turn, if one block is
+  // not enough. To have more than a block for each receiver gains nothing.
+  void share_reading(std::size_t clients) {
+    const std::size_t receivers = std::max<std::size_t>(clients_.size(), 2) - 1;
+    const std::size_t most = std::min(
+        {most_read_in_a_turn, most_sent_in_a_turn / receivers,
+         std::min<std::size_t>(receivers, 64) * LineBuffer::block_size});
+    reading_share_ = most / std::max<std::size_t>(clients, 1);
   }
 
   static bool is_read_from(const Client& client) {
@@ -579,11 +598,11 @@ class Server {
   }
 
   bool broadcast(const Client& sender, std::string_view line) {
-    has_news_ = true;
     if (!lines_.append(line, options_.echo ? nullptr : &sender.cursor)) {
       reading_paused_ = true;
       return false;
     }
+    news_ += line.size();
     ++line_count_;
     delivery_count_ += clients_.size() - (options_.echo ? 0 : 1);
     return true;
@@ -665,7 +684,7 @@ class Server {
   // -------------------------------------------------------------------------
 
   void flush_all() {
-    has_news_ = false;
+    news_ = 0;
     talkers_ = 0;
     for (auto [token, client] : clients_)
       if (!client.awaits_room) flush(token, client);
@@ -1058,8 +1077,9 @@ class Server {
   BroadcastLog lines_;
   Slab<Client> clients_;
   std::uint32_t last_number_ = 0;
-  bool has_news_ = false;                    // in the log, since flush_all
-  std::uint32_t talkers_ = 0;                // who have said that
+  std::size_t news_ = 0;                     // bytes, since flush_all
+  std::uint32_t talkers_ = 0;                // reads that brought them
+  std::size_t reading_share_ = 0;            // of one client, in this turn
   bool reading_paused_ = false;              // the backlog is too high
   std::deque<Token> paused_;                 // who had something to say since
   std::vector<Token> waiting_;               // for room

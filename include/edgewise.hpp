@@ -2372,7 +2372,7 @@ class BroadcastLog {
   IoResult flush(FdView fd, const Cursor& cursor, std::size_t budget = SIZE_MAX) noexcept {
     if (cursor.log_ != this) return {};
     Peer& peer = *peers_.find(cursor.peer_);
-    return peer.first == none ? flush_all(fd, peer, budget) : flush_others(fd, peer, budget);
+    return peer.first == none ? flush_straight(fd, peer, budget) : flush_around(fd, peer, budget);
   }
 
   // Bytes that some peer has still to be sent. To be held against a high-water mark: above, stop
@@ -2398,7 +2398,7 @@ class BroadcastLog {
   }
 
   // Without own bytes ahead. What a closed peer has ahead is all its own.
-  IoResult flush_all(FdView fd, Peer& peer, std::size_t budget) noexcept {
+  IoResult flush_straight(FdView fd, Peer& peer, std::size_t budget) noexcept {
     if (peer.position >= end_) return {};
     const auto size =
         static_cast<std::size_t>(std::min<std::uint64_t>(end_ - peer.position, budget));
@@ -2409,7 +2409,7 @@ class BroadcastLog {
   }
 
   // Own bytes are left out.
-  IoResult flush_others(FdView fd, Peer& peer, std::size_t budget) noexcept {
+  IoResult flush_around(FdView fd, Peer& peer, std::size_t budget) noexcept {
     IoResult total;
     while (total.ok() && peer.position < end_of(peer) && total.bytes < budget) {
       const Pieces pieces = pieces_ahead(peer, budget - total.bytes);

@@ -450,6 +450,25 @@ TEST_CASE("however a stream is cut, memchr looks at no byte twice") {
   }
 }
 
+TEST_CASE("memchr goes on where the search in blocks has found nothing") {
+#ifdef __SSE2__
+  constexpr std::size_t block = 64;
+#else
+  constexpr std::size_t block = 0;
+#endif
+  LineBuffer buffer;
+  std::size_t expected = 0;
+  std::string text;
+  for (std::size_t length = 65; length < 300; ++length) {
+    text += std::string(length - 1, 'x') + '\n';
+    expected += length - block;
+  }
+  feed(buffer, text);
+  const ScanCount count;
+  while (buffer.next()) continue;
+  CHECK(count.bytes() == expected);
+}
+
 TEST_CASE("lines of each length come out of one read, whatever comes before") {
   std::string text;
   Lines expected;

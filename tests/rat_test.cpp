@@ -5,6 +5,8 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+#include <thread>
+
 using namespace peers;
 
 namespace {
@@ -105,6 +107,51 @@ TEST_CASE("2,000 who connect and reset leave no descriptor behind") {
   }
   expect_delivery(room, *peers[0], "still there\n", {peers[1]});
   room.wait_for_descriptors(before);
+  end_decently(room);
+}
+
+namespace {
+
+// Sends short lines as fast as a processor can, until it goes.
+class Flooder {
+ public:
+  explicit Flooder(std::uint16_t port) {
+    const Address address = ipv4_loopback(port);
+    if (::connect(socket_.get(), address.data(), address.size) != 0)
+      fail("a peer can connect", std::strerror(errno));
+    thread_ = std::thread([this] {
+      const std::string lines = [] {
+        std::string text;
+        while (text.size() < mebibyte) text += "fifteen letters\n";
+        return text;
+      }();
+      while (::send(socket_.get(), lines.data(), lines.size(), MSG_NOSIGNAL) >
+             0)
+        continue;
+    });
+  }
+  Flooder(const Flooder&) = delete;
+  Flooder& operator=(const Flooder&) = delete;
+  ~Flooder() {
+    ::shutdown(socket_.get(), SHUT_RDWR);
+    thread_.join();
+  }
+
+ private:
+  Descriptor socket_{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  std::thread thread_;
+};
+
+}  // namespace
+
+TEST_CASE("who talks alone and without a pause keeps nobody out") {
+  RatRoom room(rat());
+  step("A says short lines without a pause; then B connects");
+  const Flooder flooder(room.port());
+  room.wait_for_log("client 1 connected");
+  room.watch_for(200ms);
+  Peer& listener = room.connect();
+  room.wait([&] { return !listener.inbox.empty(); }, "B hears some of them");
   end_decently(room);
 }
 

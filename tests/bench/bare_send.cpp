@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -101,6 +102,7 @@ void send_to_all(const std::vector<int>& sockets,
     for (std::size_t sent = 0; sent < bytes.size();) {
       const ssize_t count = ::send(socket, bytes.data() + sent,
                                    bytes.size() - sent, MSG_NOSIGNAL);
+      if (count < 0 && errno != EAGAIN) die("send");
       if (count > 0) sent += static_cast<std::size_t>(count);
       pollfd waiting{socket, POLLOUT, 0};
       if (sent < bytes.size()) ::poll(&waiting, 1, -1);
@@ -133,7 +135,9 @@ int main() {
   for (int round = 0; round < rounds; ++round)
     for (std::size_t i = 0; i < sizes.size(); ++i)
       costs[i].push_back(cost_of_a_send(sockets, sizes[i]));
-  std::printf("| bytes | us a send | us for 4 KiB of it |\n|---|---|---|\n");
+  std::printf(
+      "| bytes at once | us for them | us for 4 KiB of them "
+      "|\n|---|---|---|\n");
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     std::sort(costs[i].begin(), costs[i].end());
     const double cost = costs[i][rounds / 2] * 1e6;

@@ -35,6 +35,7 @@
 #include <fstream>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -111,12 +112,16 @@ struct Process {
     die("the server is gone");
   }
 
-  // So far, in ns. The kernel counts what has run up to its last tick.
+  // In ns, when it does nothing any more. (The kernel counts what has run up to
+  // its last tick, or up to the last sleep.)
   long long cpu_time() const {
-    std::ifstream statistics("/proc/" + std::to_string(pid) + "/schedstat");
-    long long time = 0;
-    statistics >> time;
-    return time;
+    for (long long before = -1;;) {
+      std::ifstream statistics("/proc/" + std::to_string(pid) + "/schedstat");
+      long long time = 0;
+      statistics >> time;
+      if (time == std::exchange(before, time)) return time;
+      ::poll(nullptr, 0, 50);
+    }
   }
 };
 

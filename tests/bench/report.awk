@@ -55,8 +55,8 @@ function print_table(title, table,   i, k, value, best) {
   print ""
   for (k = 1; k <= scenario_count; ++k) {
     value = compare(table, scenarios[k])
-    if (best_peer == "") continue
-    best = sprintf("%.2f of %s, %.2f to %.2f", value, best_peer, lowest, highest)
+    best = value == "" ? "-" : \
+           sprintf("%.2f of %s, %.2f to %.2f", value, best_peer, lowest, highest)
     printf "| %s |", scenarios[k]
     for (i = 1; i <= server_count; ++i) {
       value = median(table, scenarios[k], servers[i])
