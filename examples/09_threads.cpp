@@ -652,10 +652,11 @@ void serve(Address address, std::chrono::seconds idle_timeout,
   }
   servers.front().watch(signals);
   std::cout << "listening on " << address.to_string() << std::endl;
-  std::vector<std::jthread> threads;
+  std::vector<std::thread> threads;
   for (std::size_t number = 1; number < loops; ++number)
     threads.emplace_back([&server = servers[number]] { server.run(); });
   servers.front().run();
+  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace
