@@ -571,9 +571,10 @@ class Server {
   // not enough. To have more than a block for each receiver gains nothing.
   void share_reading(std::size_t clients) {
     const std::size_t receivers = std::max<std::size_t>(clients_.size(), 2) - 1;
-    const std::size_t most = std::min(
-        {most_read_in_a_turn, most_sent_in_a_turn / receivers,
-         std::min<std::size_t>(receivers, 64) * LineBuffer::block_size});
+    constexpr std::size_t block = LineBuffer::block_size;
+    const std::size_t most =
+        std::min(std::min(receivers, most_read_in_a_turn / block) * block,
+                 most_sent_in_a_turn / receivers);
     reading_share_ = most / std::max<std::size_t>(clients, 1);
   }
 

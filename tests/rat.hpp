@@ -44,6 +44,18 @@ inline Command with_faults(const std::string& faults, const Command& command) {
   return all;
 }
 
+// What a program that is to end at once has printed on standard error.
+inline std::string refusal(const Command& command, int code) {
+  step("start it another time");
+  Process process(command);
+  process.wait_for_exit("it ends");
+  expect(process.exited_with(code), "exit code " + std::to_string(code),
+         process.fate());
+  expect(is_one_line(process.error()), "one line on standard error",
+         shown(process.error()));
+  return process.error();
+}
+
 inline void end_decently(Room& room) {
   step("send SIGTERM");
   room.server().signal(SIGTERM);

@@ -30,18 +30,6 @@ class RatRoom : public Room {
   }
 };
 
-// What a program that is to end at once has printed on standard error.
-std::string refusal(const Command& command, int code) {
-  step("start it another time");
-  Process process(command);
-  process.wait_for_exit("it ends");
-  expect(process.exited_with(code), "exit code " + std::to_string(code),
-         process.fate());
-  expect(is_one_line(process.error()), "one line on standard error",
-         shown(process.error()));
-  return process.error();
-}
-
 bool contains(std::string_view text, std::string_view part) {
   return text.find(part) != text.npos;
 }

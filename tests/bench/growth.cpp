@@ -56,8 +56,6 @@ double median(std::vector<double> values) {
 int main(int argc, char** argv) {
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
-  limit.rlim_cur = limit.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &limit);
   const std::size_t wanted =
       argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 10'000;
   const std::size_t most = limit.rlim_cur / 2 - 16;

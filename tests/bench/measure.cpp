@@ -160,10 +160,6 @@ void measure_load(int server_cpu, int load_cpu, const Command& server_command,
 class Idlers {
  public:
   explicit Idlers(const Command& server_command) : server(server_command, -1) {
-    rlimit limit{};
-    ::getrlimit(RLIMIT_NOFILE, &limit);
-    limit.rlim_cur = limit.rlim_max;
-    ::setrlimit(RLIMIT_NOFILE, &limit);
     address_.sin_family = AF_INET;
     address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     address_.sin_port = htons(static_cast<std::uint16_t>(server.port()));

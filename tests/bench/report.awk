@@ -13,7 +13,6 @@ BEGIN {
   if ($1 == "idle") { cost[$1, $2, $3] = $4; next }
   cost[$1, $2, $3] = $5 / $4 / 1000  # us for a delivery
   late[$1, $2, $3] = $7 / 1000000    # ms
-  rate[$1, $2, $3] = $4
 }
 
 # The median of table[scenario, server, *], or ""; and the lowest and the highest.
@@ -57,6 +56,7 @@ function print_table(title, table,   i, k, value, best) {
     value = compare(table, scenarios[k])
     best = value == "" ? "-" : \
            sprintf("%.2f of %s, %.2f to %.2f", value, best_peer, lowest, highest)
+    if (best_peer == "" && median(table, scenarios[k], "rat") == "") continue
     printf "| %s |", scenarios[k]
     for (i = 1; i <= server_count; ++i) {
       value = median(table, scenarios[k], servers[i])
